@@ -1,0 +1,97 @@
+//! The README tells the truth: its code is the code, its output the output. (That both transcripts
+//! are what the programs print is in `transcript.rs`, which reads them from the README as well.)
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::fs;
+
+use common::{CLIENT, Folder, SERVER, client, run, server};
+
+const README: &str = include_str!("../README.md");
+
+/// The fenced blocks of a language.
+fn fences(language: &str) -> Vec<&'static str> {
+    let blocks = README.split("\n```").skip(1).step_by(2);
+    let blocks = blocks.filter_map(|block| block.split_once('\n'));
+    blocks
+        .filter(|(info, _)| *info == language)
+        .map(|(_, text)| text)
+        .collect()
+}
+
+#[test]
+fn the_code_is_from_the_sources() {
+    let sources: Vec<_> = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))
+        .unwrap()
+        .map(|file| fs::read_to_string(file.unwrap().path()).unwrap())
+        .collect();
+    let fences = fences("rust");
+    assert!(fences.len() >= 8);
+    for code in fences {
+        assert!(
+            sources.iter().any(|source| source.contains(code)),
+            "not in src/:\n{code}"
+        );
+    }
+    // So are the lines that the changes in "Make it yours" take away.
+    let diffs = self::fences("diff").concat();
+    for line in diffs.lines().filter_map(|line| line.strip_prefix('-')) {
+        assert!(
+            sources.iter().any(|source| source.contains(line)),
+            "not in src/:\n{line}"
+        );
+    }
+}
+
+#[test]
+fn help_is_as_printed() {
+    for program in [SERVER, CLIENT] {
+        let help = run(program, &["--help"]).out.join("\n");
+        assert!(
+            fences("text").contains(&help.as_str()),
+            "not in the README:\n{help}"
+        );
+    }
+}
+
+#[test]
+fn the_servers_transcript_begins_as_printed() {
+    let shown = fences("text")
+        .into_iter()
+        .find(|text| text.contains("\nSum: "))
+        .unwrap();
+    let folder = Folder::new();
+    let mut server = server(&folder.socket());
+    client(&folder.socket(), &["--batches", "1"]).wait();
+    let printed = [
+        format!("Listening on {}", shmem_test::SOCKET),
+        server.err(),
+        server.out(),
+    ];
+    assert_eq!(shown.lines().take(3).collect::<Vec<_>>(), printed);
+}
+
+#[test]
+fn commands_name_things_that_exist() {
+    let help = [SERVER, CLIENT]
+        .map(|program| run(program, &["--help"]).out.join("\n"))
+        .concat();
+    let commands = fences("sh").join("\n");
+    for command in ["cargo test", "cargo bench", "--bin server", "--bin client"] {
+        assert!(commands.contains(command), "{command} is not in the README");
+    }
+    let words: Vec<_> = commands.split_whitespace().collect();
+    for (i, word) in words.iter().enumerate() {
+        let program = word.strip_prefix("target/release/").unwrap_or("client");
+        assert!(["server", "client"].contains(&program), "{program}");
+        match *word {
+            "--bin" => assert!(["server", "client"].contains(&words[i + 1])),
+            "--release" => assert!(["build", "run"].contains(&words[i - 1])),
+            "cargo" => assert!(["build", "run", "test", "bench"].contains(&words[i + 1])),
+            option if option.starts_with("--") => assert!(help.contains(option), "{option}"),
+            _ => {}
+        }
+    }
+}

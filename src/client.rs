@@ -23,7 +23,7 @@ use passfd::FdPassingExt;
 use shmem_ipc::mem::mfd::{FileSeal, Memfd};
 use shmem_ipc::ringbuf::channel_bufsize;
 use shmem_ipc::sharedring::Sender;
-use shmem_test::{CAPACITY, PIECE, cli, signal};
+use shmem_test::{CAPACITY, PIECE, cli, signal, socket};
 
 /// How long a server may take to hand over the next descriptor. A live one takes microseconds; one
 /// that is stopped, or no such server, would take forever.
@@ -33,9 +33,6 @@ const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(5);
 /// room would cost both sides more than the piece is worth; in this time the server frees up to
 /// half of the ring, and the other half keeps it busy meanwhile.
 const REFILL_PAUSE: Duration = Duration::from_micros(200);
-
-/// Until the next attempt to wake a thread that has not heard the last one.
-const WAKE_PAUSE: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
     cli::exit(cli::CLIENT_HELP, run())
@@ -77,26 +74,18 @@ struct Client {
 impl Client {
     fn connect(path: &Path) -> Result<Self> {
         let at = path.display();
-        let stream = UnixStream::connect(path).map_err(|e| {
-            let said = match e.kind() {
-                ErrorKind::NotFound | ErrorKind::ConnectionRefused => format!(
-                    "no server at `{at}`, start one with `cargo run --release --bin server`"
-                ),
-                _ => format!("failed to connect to `{at}`"),
-            };
-            anyhow::Error::from(e).context(said)
-        })?;
+        let stream = socket::connect(path)?;
         let (r, signals) = take_ring(&stream)
             .with_context(|| format!("failed to take over a ring from the server at `{at}`"))?;
 
         let (report, hang_up) = mpsc::channel();
-        let mut socket = stream.try_clone().context("failed to clone the socket")?;
+        let mut watched = stream.try_clone().context("failed to clone the socket")?;
         Builder::new()
             .name("hang-up".into())
             .spawn(move || {
                 // Sleeps until the server answers our goodbye, or is gone.
                 let mut count = [0; 8];
-                let end = socket.read_exact(&mut count);
+                let end = watched.read_exact(&mut count);
                 // First the report, then the wake-up: who wakes finds it. Ignored, because it
                 // fails only where nobody is left to be told.
                 let _ = report.send(end.map(|()| u64::from_ne_bytes(count)));
@@ -132,8 +121,8 @@ impl Client {
     fn flood(&mut self, items: u64) -> Result<()> {
         let mut left = items;
         while left > 0 {
-            // In pieces, so that the server starts on the first while we write the next. Here,
-            // whatever did not fit is sent again.
+            // In pieces, so that the server starts on the first while we write the next. What does
+            // not fit this time is sent the next time.
             left -= self.send(left.min(PIECE as u64), 1.0)?;
         }
         Ok(())
@@ -208,7 +197,7 @@ fn wake_until_the_end([mut empty, mut full]: [File; 2]) -> io::Result<()> {
         empty = signal::wake(empty)?;
         full = signal::wake(full)?;
         // Usually, the program ends here. If not, somebody else has read the signal.
-        thread::sleep(WAKE_PAUSE);
+        thread::sleep(signal::WAKE_PAUSE);
     }
 }
 

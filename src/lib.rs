@@ -36,7 +36,7 @@
 //! - [`client`](../client/index.html) and [`server`](../server/index.html): the two programs,
 //!   `main` first, in the order in which things happen.
 //! - [`signal`]: how a thread sleeps on an eventfd, and how it is woken when its peer is gone.
-//! - [`socket`]: where the server listens, and what may already be in that place.
+//! - [`socket`]: where the server listens and the client connects, and what may be in that place.
 //! - [`cli`]: options, lines and exit statuses. Nothing about shared memory.
 //!
 //! The `README.md` tells the story from the start, and says when to use something else.

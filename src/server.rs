@@ -35,8 +35,8 @@ use shmem_test::{CAPACITY, PIECE, cli, signal, socket};
 /// each line wakes a thread that competes with the summing for a core.
 const PRINT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Before another attempt at what has failed for now: the system may be out of descriptors, and
-/// nobody signals when there are some again.
+/// Before another attempt at what the system has run out of, such as descriptors. Nobody signals
+/// when there are some again.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
@@ -232,7 +232,7 @@ fn end_sum(
     loop {
         empty = signal::wake(empty)?;
         full = signal::wake(full)?;
-        match summed.recv_timeout(RETRY_PAUSE) {
+        match summed.recv_timeout(signal::WAKE_PAUSE) {
             // Somebody else has read the signal: a program that has it from the client.
             Err(RecvTimeoutError::Timeout) => {}
             items => return items?,

@@ -3,7 +3,7 @@
 //! An eventfd is a counter in the kernel, held like an open file. `write` adds to the counter,
 //! `read` takes all of it and sets it to zero; a read of zero sleeps until somebody writes
 //! (eventfd(2)). The ring writes to the *empty signal* when items arrive in an empty ring, and to
-//! the *full signal* when room appears in a full one. While it is neither, nobody makes a system call.
+//! the *full signal* when room appears in a full one. While it is neither, there is no system call.
 //!
 //! Both processes hold the same two counters, so each must expect anything of the other: wake-ups
 //! without a cause, a counter that is full, or the flag `O_NONBLOCK`, which belongs to the shared
@@ -13,6 +13,10 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+/// Until another call of [`wake`] for a thread that has not shown that it heard the last one.
+pub const WAKE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Sleeps until somebody writes to `signal`, or has done so since the last call.
 ///
@@ -68,7 +72,7 @@ pub fn is_eventfd(file: &File) -> io::Result<bool> {
 
 /// Sets or clears `O_NONBLOCK`, for every process that holds this eventfd.
 fn set_nonblocking(signal: File, nonblocking: bool) -> io::Result<File> {
-    // std has this call for sockets only, but it is the same for any descriptor (FIONBIO, ioctl(2)).
+    // std has this call for sockets only, but it is the same for any descriptor: FIONBIO, ioctl(2).
     let socket = UnixStream::from(OwnedFd::from(signal));
     socket.set_nonblocking(nonblocking)?;
     Ok(File::from(OwnedFd::from(socket)))

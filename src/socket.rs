@@ -3,7 +3,7 @@
 use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -23,8 +23,6 @@ pub fn listen(path: &Path) -> Result<UnixListener> {
     }
     .with_context(|| format!("failed to listen on `{}`", path.display()))?;
 
-    // Connecting takes permission to write, and a new socket gets it from the umask: often the
-    // owner's alone, but not always. So whoever came before the mode was set is sent away.
     restrict(path, &listener)
         .with_context(|| format!("failed to restrict `{}` to its owner", path.display()))?;
     Ok(listener)
@@ -58,9 +56,34 @@ fn replace_dead(path: &Path) -> Result<UnixListener> {
     Ok(UnixListener::bind(path)?)
 }
 
+/// Keeps everybody but the owner from connecting, which takes permission to write (unix(7)).
 fn restrict(path: &Path, listener: &UnixListener) -> io::Result<()> {
+    // A new socket's mode comes from the umask. The usual one leaves others no permission to write.
+    let was_open_to_others = fs::metadata(path)?.permissions().mode() & 0o022 != 0;
     fs::set_permissions(path, Permissions::from_mode(0o600))?;
-    listener.set_nonblocking(true)?;
-    while listener.accept().is_ok() {}
-    listener.set_nonblocking(false)
+    if was_open_to_others {
+        // Others may have connected before the mode was set: everybody who has is sent away.
+        listener.set_nonblocking(true)?;
+        while listener.accept().is_ok() {}
+        listener.set_nonblocking(false)?;
+    }
+    Ok(())
+}
+
+/// Connects to the server that listens at `path`.
+///
+/// # Errors
+///
+/// If there is none, or if the system refuses the path or the permission.
+pub fn connect(path: &Path) -> Result<UnixStream> {
+    let at = path.display();
+    UnixStream::connect(path).map_err(|e| {
+        let said = match e.kind() {
+            ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
+                format!("no server at `{at}`, start one with `cargo run --release --bin server`")
+            }
+            _ => format!("failed to connect to `{at}`"),
+        };
+        anyhow::Error::from(e).context(said)
+    })
 }

@@ -9,8 +9,9 @@ use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::process::Command;
 
-use common::{CLIENT, Folder, SERVER, assert_asleep, client, run, server, start};
+use common::{CLIENT, Folder, Program, SERVER, assert_asleep, client, run, server, start};
 
 #[test]
 fn no_server() {
@@ -130,10 +131,23 @@ fn anything_else_is_left_alone() {
 
 #[test]
 fn the_owner_alone_can_connect() {
-    let folder = Folder::new();
-    let _server = server(&folder.socket());
-    let mode = fs::metadata(folder.socket()).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, 0o600);
+    // Whatever the umask grants or denies.
+    for umask in ["000", "022", "777"] {
+        let folder = Folder::new();
+        let mut shell = Command::new("sh");
+        let script = format!("umask {umask}; exec \"$@\"");
+        shell
+            .args(["-c", &script, "sh", SERVER, "--socket"])
+            .arg(folder.socket());
+        let mut server = Program::start(shell);
+        server.until_err("Listening on ");
+        let mode = fs::metadata(folder.socket()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "with umask {umask}");
+        assert_eq!(
+            client(&folder.socket(), &["--batches", "1"]).wait().code,
+            Some(0)
+        );
+    }
 }
 
 #[test]
@@ -172,9 +186,9 @@ fn paths_that_the_system_refuses() {
 fn a_relative_path() {
     let folder = Folder::new();
     drop(UnixListener::bind(folder.socket()).unwrap());
-    let mut command = std::process::Command::new(SERVER);
+    let mut command = Command::new(SERVER);
     command.args(["--socket", "s"]).current_dir(folder.join(""));
-    let mut server = common::Program::start(command);
+    let mut server = Program::start(command);
     assert_eq!(server.err(), "Listening on s");
     assert_eq!(
         client(&folder.socket(), &["--batches", "1"]).wait().code,

@@ -1,18 +1,17 @@
-//! Options, lines and exit statuses: the one room that has nothing to do with shared memory.
+//! Options, lines and exit statuses: the one module that has nothing to do with shared memory.
 
 use std::ffi::OsString;
-use std::fmt::{self, Display};
+use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::SOCKET;
 
-/// What `server --help` prints; the first line is the usage line.
-pub const SERVER_HELP: &str = "\
+const SERVER_HELP: &str = "\
 Usage: server [--socket <PATH>]
 
 Gives each client a ring in shared memory and prints the sum of all items they send.
@@ -21,8 +20,7 @@ Options:
   --socket <PATH>  where to listen [default: /tmp/shmem-test.sock]
   -h, --help       print this help";
 
-/// What `client --help` prints; the first line is the usage line.
-pub const CLIENT_HELP: &str = "\
+const CLIENT_HELP: &str = "\
 Usage: client [--socket <PATH>] [--batches <N>] [--interval <SECONDS>] [--flood <ITEMS>]
 
 Sends batches of numbers to the server through a ring in shared memory.
@@ -50,118 +48,87 @@ pub enum Work {
 
 /// Reads the server's command line: the path to listen at.
 ///
-/// # Errors
-///
-/// A command line that is wrong, or that asks for help: pass either on to [`exit`].
-pub fn server_options() -> Result<PathBuf> {
-    let [socket] = parse(["--socket"])?;
-    Ok(socket.map_or_else(|| SOCKET.into(), PathBuf::from))
+/// Ends the program if the command line is wrong (status 2) or asks for help (status 0).
+pub fn server_options() -> PathBuf {
+    let [socket] = parse(SERVER_HELP, ["--socket"]);
+    socket.map_or_else(|| SOCKET.into(), PathBuf::from)
 }
 
 /// Reads the client's command line: the path to connect to, and the work.
 ///
-/// # Errors
-///
-/// As [`server_options`].
-pub fn client_options() -> Result<(PathBuf, Work)> {
+/// Ends the program as [`server_options`] does.
+pub fn client_options() -> (PathBuf, Work) {
     let names = ["--socket", "--batches", "--interval", "--flood"];
-    let [socket, batches, interval, flood] = parse(names)?;
+    let [socket, batches, interval, flood] = parse(CLIENT_HELP, names);
     let whole = |text: &str| text.parse().ok();
     let seconds = |text: &str| Duration::try_from_secs_f64(text.parse().ok()?).ok();
-    let batches = value("--batches", batches, "a whole number", whole)?;
-    let interval = value("--interval", interval, "a number of seconds", seconds)?;
-    let flood = value("--flood", flood, "a whole number", whole)?;
+    let batches = value("--batches", batches, "a whole number", whole);
+    let interval = value("--interval", interval, "a number of seconds", seconds);
+    let flood = value("--flood", flood, "a whole number", whole);
 
     let work = match (flood, batches, interval) {
         (Some(items), None, None) => Work::Flood(items),
-        (Some(_), Some(_), _) => return Err(wrong("`--flood` excludes `--batches`")),
-        (Some(_), _, Some(_)) => return Err(wrong("`--flood` excludes `--interval`")),
+        (Some(_), Some(_), _) => refuse(CLIENT_HELP, "`--flood` excludes `--batches`"),
+        (Some(_), _, Some(_)) => refuse(CLIENT_HELP, "`--flood` excludes `--interval`"),
         (None, batches, interval) => Work::Batches {
             count: batches.unwrap_or(u64::MAX),
             interval: interval.unwrap_or(Duration::from_secs(1)),
         },
     };
-    Ok((socket.map_or_else(|| SOCKET.into(), PathBuf::from), work))
+    (socket.map_or_else(|| SOCKET.into(), PathBuf::from), work)
 }
 
 /// Reads the options `names`, each with a value, into an array in the order of `names`.
-fn parse<const N: usize>(names: [&str; N]) -> Result<[Option<OsString>; N]> {
+fn parse<const N: usize>(help: &str, names: [&str; N]) -> [Option<OsString>; N] {
     let mut values = [const { None }; N];
     // `args_os`, because `args` panics on what is not UTF-8, and paths need not be.
     let mut args = std::env::args_os().skip(1);
     while let Some(arg) = args.next() {
         if arg == "-h" || arg == "--help" {
-            return Err(Stop::Help.into());
+            exit(print(help));
         }
         let Some(i) = names.iter().position(|name| arg == *name) else {
-            return Err(wrong(format!("unknown argument `{}`", arg.display())));
+            refuse(help, format!("unknown argument `{}`", arg.display()));
         };
         let Some(value) = args.next().filter(|value| !value.is_empty()) else {
-            return Err(wrong(format!("`{}` needs a value", names[i])));
+            refuse(help, format!("`{}` needs a value", names[i]));
         };
         if values[i].replace(value).is_some() {
-            return Err(wrong(format!("`{}` is given twice", names[i])));
+            refuse(help, format!("`{}` is given twice", names[i]));
         }
     }
-    Ok(values)
+    values
 }
 
-/// Turns the text of option `name` into a value.
+/// Turns the text of the client's option `name` into a value.
 fn value<T>(
     name: &str,
     text: Option<OsString>,
     expected: &str,
     read: impl Fn(&str) -> Option<T>,
-) -> Result<Option<T>> {
-    let Some(text) = text else { return Ok(None) };
-    match text.to_str().and_then(read) {
-        Some(value) => Ok(Some(value)),
-        None => {
-            let text = text.display();
-            Err(wrong(format!("`{name}` takes {expected}, not `{text}`")))
-        }
-    }
+) -> Option<T> {
+    let text = text?;
+    text.to_str().and_then(read).or_else(|| {
+        let text = text.display();
+        refuse(
+            CLIENT_HELP,
+            format!("`{name}` takes {expected}, not `{text}`"),
+        )
+    })
 }
 
-/// Why a command line ends a program before it begins.
-#[derive(Debug)]
-enum Stop {
-    Help,
-    Wrong(String),
+/// Ends the program because of a wrong command line.
+fn refuse(help: &str, wrong: impl Display) -> ! {
+    note(format!("error: {wrong}"));
+    note(help.lines().next().unwrap_or_default());
+    process::exit(2)
 }
 
-impl Display for Stop {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Stop::Help => f.write_str("help is asked for"),
-            Stop::Wrong(what) => f.write_str(what),
-        }
-    }
-}
-
-impl std::error::Error for Stop {}
-
-fn wrong(what: impl Into<String>) -> anyhow::Error {
-    Stop::Wrong(what.into()).into()
-}
-
-/// Turns a program's result into its exit status: 0 done, 1 failed, 2 wrong command line.
-///
-/// Says on stderr what failed; answers `--help` with `help` on stdout.
-pub fn exit(help: &str, result: Result<()>) -> ExitCode {
-    let result = match result {
-        Err(e) if matches!(e.downcast_ref(), Some(Stop::Help)) => print(help),
-        result => result,
-    };
-    let Err(error) = result else {
-        return ExitCode::SUCCESS;
-    };
-    note(format!("error: {error:#}"));
-    if error.is::<Stop>() {
-        note(help.lines().next().unwrap_or_default());
-        return ExitCode::from(2);
-    }
-    ExitCode::FAILURE
+/// Ends the program: with status 0, or with 1 and a line on stderr that says what failed.
+pub fn exit(result: Result<()>) -> ! {
+    let Err(e) = result else { process::exit(0) };
+    note(format!("error: {e:#}"));
+    process::exit(1)
 }
 
 /// Prints one line on stdout.

@@ -1,12 +1,25 @@
-//! The place where clients find the server.
+//! The place where the server listens, and what may be there.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, Permissions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+
+/// How long another program may keep the folder locked. A server that starts needs it for much
+/// less than a millisecond, but anybody who can read the folder can lock it for good.
+const LOCK_LIMIT: Duration = Duration::from_secs(1);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+/// Longer than a connection takes from the kernel's check of the mode to the listener's queue.
+const ARRIVAL_PAUSE: Duration = Duration::from_millis(10);
+
+/// Linux's number for "wrong type of socket" (errno(3)), for which std has no name.
+const EPROTOTYPE: i32 = 91;
 
 /// Listens at `path`, for this user's programs alone.
 ///
@@ -18,39 +31,48 @@ use anyhow::{Context, Result, bail, ensure};
 /// path (one of more than 107 bytes, for example: unix(7)). What is there stays as it is.
 pub fn listen(path: &Path) -> Result<UnixListener> {
     let listener = match UnixListener::bind(path) {
-        Err(e) if e.kind() == ErrorKind::AddrInUse => replace_dead(path),
-        bound => bound.map_err(Into::into),
-    }
-    .with_context(|| format!("failed to listen on `{}`", path.display()))?;
-
-    restrict(path, &listener)
-        .with_context(|| format!("failed to restrict `{}` to its owner", path.display()))?;
+        Err(e) if e.kind() == ErrorKind::AddrInUse => replace_dead(path)?,
+        bound => bound?,
+    };
+    restrict(path, &listener).context("failed to restrict it to its owner")?;
     Ok(listener)
 }
 
 /// Listens at a `path` that exists, if it is the socket of a server that is gone.
 fn replace_dead(path: &Path) -> Result<UnixListener> {
-    // A server leaves its socket file behind when it is killed, so the next one has to clear it
-    // away. One server at a time: otherwise two that start together both find the file dead, and
-    // the slower one removes what is by then the faster one's. The lock ends with `folder`.
+    // A killed server leaves its socket file behind. To clear it away takes a lock: two servers
+    // that start together could both find it dead, and the slower one would remove what is by then
+    // the faster one's. The lock ends with `folder`.
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    let folder = File::open(folder).context("failed to open its folder")?;
-    folder.lock().context("failed to lock its folder")?;
+    let name = folder.display();
+    let folder = File::open(folder).with_context(|| format!("failed to open `{name}`"))?;
+    let start = Instant::now();
+    while let Err(e) = folder.try_lock() {
+        match e {
+            TryLockError::WouldBlock if start.elapsed() < LOCK_LIMIT => thread::sleep(LOCK_PAUSE),
+            TryLockError::WouldBlock => bail!("another program has locked the folder `{name}`"),
+            TryLockError::Error(e) => bail!("failed to lock the folder `{name}`: {e}"),
+        }
+    }
 
-    let file_type = fs::symlink_metadata(path)?.file_type();
-    ensure!(file_type.is_socket(), "a file that is no socket is there");
+    let metadata = fs::symlink_metadata(path).context("failed to see what is there")?;
+    ensure!(
+        metadata.file_type().is_socket(),
+        "a file that is no socket is there"
+    );
 
     // A datagram socket never gets through to a server's, but the attempt tells whether there is
     // a server, and without a trace: to a real connection the live server would give a ring.
-    match UnixDatagram::unbound()?.connect(path) {
+    let probe = UnixDatagram::unbound().context("failed to make a socket")?;
+    match probe.connect(path) {
         Err(e) if e.kind() == ErrorKind::ConnectionRefused => {}
-        Err(e) if e.kind() == ErrorKind::PermissionDenied => {
-            return Err(e).context("somebody else's socket is there");
+        Err(e) if e.raw_os_error() != Some(EPROTOTYPE) => {
+            return Err(e).context("failed to find out whether a server listens there");
         }
-        _ => bail!("another server listens there: stop it, or choose another path with --socket"),
+        _ => bail!("another server listens there"),
     }
     fs::remove_file(path).context("failed to remove a dead server's socket")?;
     Ok(UnixListener::bind(path)?)
@@ -62,28 +84,12 @@ fn restrict(path: &Path, listener: &UnixListener) -> io::Result<()> {
     let was_open_to_others = fs::metadata(path)?.permissions().mode() & 0o022 != 0;
     fs::set_permissions(path, Permissions::from_mode(0o600))?;
     if was_open_to_others {
-        // Others may have connected before the mode was set: everybody who has is sent away.
+        // Others may have connected before the mode was set: whoever has is sent away, also who was
+        // let in just then and takes a moment to arrive.
+        thread::sleep(ARRIVAL_PAUSE);
         listener.set_nonblocking(true)?;
         while listener.accept().is_ok() {}
         listener.set_nonblocking(false)?;
     }
     Ok(())
-}
-
-/// Connects to the server that listens at `path`.
-///
-/// # Errors
-///
-/// If there is none, or if the system refuses the path or the permission.
-pub fn connect(path: &Path) -> Result<UnixStream> {
-    let at = path.display();
-    UnixStream::connect(path).map_err(|e| {
-        let said = match e.kind() {
-            ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
-                format!("no server at `{at}`, start one with `cargo run --release --bin server`")
-            }
-            _ => format!("failed to connect to `{at}`"),
-        };
-        anyhow::Error::from(e).context(said)
-    })
 }

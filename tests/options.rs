@@ -7,10 +7,15 @@ mod common;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, PipeReader};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 
-use common::{CLIENT, Folder, Program, SERVER, client, run, server};
+use common::{
+    CLIENT, Folder, PATIENCE, Program, SERVER, client, command, run, server, uninterrupted,
+    within_patience,
+};
 
 #[test]
 fn help() {
@@ -26,19 +31,16 @@ fn help() {
             ],
         ),
     ] {
-        let long = run(program, &["--help"]);
-        assert_eq!((long.code, long.err.len()), (Some(0), 0));
-        let text = long.out.join("\n");
+        let help = run(program, &["--help"]).assert_done();
+        let text = help.join("\n");
         assert!(text.contains(&format!("[default: {}]", shmem_test::SOCKET)));
         for option in options {
             assert!(text.contains(option), "{option} is not in {text}");
         }
-        assert_eq!(run(program, &["-h"]).out, long.out);
+        assert_eq!(run(program, &["-h"]).assert_done(), help);
         // Options before it don't matter, and nothing is opened for it.
-        assert_eq!(
-            run(program, &["--socket", "/no/folder/s", "--help"]).out,
-            long.out
-        );
+        let late = run(program, &["--socket", "/no/folder/s", "--help"]);
+        assert_eq!(late.assert_done(), help);
     }
 }
 
@@ -57,49 +59,44 @@ fn what_is_wrong_is_said_and_nothing_is_done() {
         assert_eq!((ended.err.len(), &ended.err[1]), (2, &usage));
     };
     for program in [SERVER, CLIENT] {
-        wrong(program, &["--socket"], "`--socket` needs a value");
-        wrong(program, &["--socket", ""], "`--socket` needs a value");
-        wrong(
-            program,
-            &["--socket", file, "--nonsense"],
-            "unknown argument `--nonsense`",
-        );
-        wrong(
-            program,
-            &["--socket", file, "more"],
-            "unknown argument `more`",
-        );
-        wrong(
-            program,
-            &["--socket", file, "--socket", file],
-            "`--socket` is given twice",
-        );
-        wrong(program, &[""], "unknown argument ``");
-    }
-    wrong(SERVER, &["--batches", "1"], "unknown argument `--batches`");
-    for value in ["-1", "1.5", "many", "18446744073709551616"] {
-        for option in ["--batches", "--flood"] {
-            wrong(
-                CLIENT,
-                &[option, value],
-                &format!("`{option}` takes a whole number, not `{value}`"),
-            );
+        for (args, said) in [
+            (&["--socket"][..], "`--socket` needs a value"),
+            (&["--socket", ""], "`--socket` needs a value"),
+            (&["--socket", file, "--no"], "unknown argument `--no`"),
+            (&["--socket", file, "more"], "unknown argument `more`"),
+            (
+                &["--socket", file, "--socket", file],
+                "`--socket` is given twice",
+            ),
+            (&[""], "unknown argument ``"),
+        ] {
+            wrong(program, args, said);
         }
     }
-    for value in ["-1", "soon", "nan", "inf", "1e400", "1,5"] {
-        let said = format!("`--interval` takes a number of seconds, not `{value}`");
-        wrong(CLIENT, &["--interval", value], &said);
+    wrong(SERVER, &["--batches", "1"], "unknown argument `--batches`");
+    for (option, expected, values) in [
+        (
+            "--batches",
+            "a whole number",
+            &["-1", "1.5", "many", "18446744073709551616"][..],
+        ),
+        ("--flood", "a whole number", &["-1", "1e9"]),
+        (
+            "--interval",
+            "a number of seconds",
+            &["-1", "soon", "nan", "inf", "1e400", "1,5"],
+        ),
+    ] {
+        for value in values {
+            let said = format!("`{option}` takes {expected}, not `{value}`");
+            wrong(CLIENT, &[option, value], &said);
+        }
     }
-    wrong(
-        CLIENT,
-        &["--flood", "1", "--batches", "1"],
-        "`--flood` excludes `--batches`",
-    );
-    wrong(
-        CLIENT,
-        &["--interval", "1", "--flood", "1"],
-        "`--flood` excludes `--interval`",
-    );
+    for other in ["--batches", "--interval"] {
+        let said = format!("`--flood` excludes `{other}`");
+        wrong(CLIENT, &["--flood", "1", other, "1"], &said);
+        wrong(CLIENT, &[other, "1", "--flood", "1"], &said);
+    }
     assert_eq!(fs::read(file).unwrap(), b"a text");
 }
 
@@ -118,13 +115,8 @@ fn decimals_and_zero_are_intervals() {
     let _server = server(&folder.socket());
     for interval in ["0", "0.0", ".01", "1e-3", "-0"] {
         let args = ["--batches", "2", "--interval", interval];
-        let ended = client(&folder.socket(), &args).wait();
-        assert_eq!(
-            (ended.code, ended.out.len()),
-            (Some(0), 2),
-            "{:#?}",
-            ended.err
-        );
+        let sent = client(&folder.socket(), &args).wait().assert_done();
+        assert_eq!(sent.len(), 2);
     }
 }
 
@@ -132,24 +124,19 @@ fn decimals_and_zero_are_intervals() {
 fn a_closed_stdout_ends_the_client() {
     let folder = Folder::new();
     let mut server = server(&folder.socket());
-    let mut command = Command::new(CLIENT);
-    command
-        .arg("--socket")
-        .arg(folder.socket())
-        .args(["--interval", "0.01"]);
+    let command = command(CLIENT, &folder.socket(), &["--interval", "0.01"]);
     let (head, stdout) = io::pipe().unwrap();
     let client = Program::start_with(command, stdout.into(), Stdio::piped());
     read_one_line(head);
     let ended = client.wait();
     ended.assert_error(1, &["error: failed to print to stdout: Broken pipe"]);
-    server.until_err("Client 1 left");
+    server.until_err("Client 1 broke off");
 }
 
 #[test]
 fn a_closed_stdout_ends_the_server() {
     let folder = Folder::new();
-    let mut command = Command::new(SERVER);
-    command.arg("--socket").arg(folder.socket());
+    let command = command(SERVER, &folder.socket(), &[]);
     let (head, stdout) = io::pipe().unwrap();
     let mut server = Program::start_with(command, stdout.into(), Stdio::piped());
     server.until_err("Listening on ");
@@ -157,48 +144,67 @@ fn a_closed_stdout_ends_the_server() {
     read_one_line(head);
     let ended = client.wait();
     assert_eq!(ended.code, Some(1));
-    assert!(ended.err.concat().contains("is gone"), "{:#?}", ended.err);
-    server
-        .wait()
-        .assert_error(1, &["error: failed to print to stdout: Broken pipe"]);
+    ended.assert_said(&["is gone"]);
+    let ended = server.wait();
+    ended.assert_error(1, &["error: failed to print to stdout: Broken pipe"]);
 }
 
 /// Does what `head -1` does: reads a line and leaves.
 fn read_one_line(head: PipeReader) {
-    BufReader::new(head).lines().next().unwrap().unwrap();
+    within_patience("a line", || {
+        BufReader::new(head).lines().next().unwrap().unwrap()
+    });
 }
 
 #[test]
 fn nowhere_to_print_is_no_panic() {
     for program in [SERVER, CLIENT] {
-        let help = |program| {
-            let mut command = Command::new(program);
-            command.arg("--help");
-            command
-        };
-        let full = File::create("/dev/full").unwrap();
-        let ended = Program::start_with(help(program), full.into(), Stdio::piped()).wait();
+        let mut help = Command::new(program);
+        help.arg("--help");
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let ended = Program::start_with(help, full.into(), Stdio::piped()).wait();
         ended.assert_error(1, &["failed to print to stdout"]);
         // Without a stdout at all: then std opens /dev/null in its place.
         let mut shell = Command::new("sh");
         shell.args(["-c", "exec \"$@\" >&-", "sh", program, "--help"]);
-        assert_eq!(Program::start(shell).wait().code, Some(0));
+        Program::start(shell).wait().assert_done();
     }
 }
 
 #[test]
 fn a_closed_stderr_does_not_stop_the_server() {
     let folder = Folder::new();
-    let mut command = Command::new(SERVER);
-    command.arg("--socket").arg(folder.socket());
+    let command = command(SERVER, &folder.socket(), &[]);
     let (head, stderr) = io::pipe().unwrap();
     let mut server = Program::start_with(command, Stdio::piped(), stderr.into());
     read_one_line(head);
     for _ in 0..3 {
-        assert_eq!(
-            client(&folder.socket(), &["--batches", "1"]).wait().code,
-            Some(0)
-        );
+        let flood = client(&folder.socket(), &["--flood", "1"]);
+        flood.wait().assert_done();
     }
-    assert_eq!(server.out(), "Sum: 0.9999999999980838");
+    server.until_out("Sum: 3");
+}
+
+/// So that the lines of two programs on one terminal don't mix: each is one write. A datagram
+/// socket keeps the writes apart.
+#[test]
+fn each_line_on_stderr_is_one_write() {
+    let folder = Folder::new();
+    for (program, args, beginnings) in [
+        (SERVER, &[][..], &["Listening on "][..]),
+        (CLIENT, &["--no"], &["error: ", "Usage: "]),
+    ] {
+        let (terminal, stderr) = UnixDatagram::pair().unwrap();
+        terminal.set_read_timeout(Some(PATIENCE)).unwrap();
+        let command = command(program, &folder.socket(), args);
+        let stderr = OwnedFd::from(stderr).into();
+        let _program = Program::start_with(command, Stdio::null(), stderr);
+        for beginning in beginnings {
+            let mut buffer = [0; 1000];
+            let len = uninterrupted(|| terminal.recv(&mut buffer));
+            let written = str::from_utf8(&buffer[..len]).unwrap();
+            assert!(written.starts_with(beginning), "{written:?}");
+            assert!(written.ends_with('\n'), "{written:?}");
+        }
+    }
 }

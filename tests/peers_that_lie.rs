@@ -10,23 +10,21 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::Instant;
 
 use common::{
-    Ended, Folder, PATIENCE, Peer, Program, assert_asleep, client, held, server, until_given_back,
+    Ended, Folder, Peer, answer, assert_asleep, assert_unharmed, await_goodbye, client_of, ends,
+    hand_over, hand_over_ring, held, ring_items, server, until, until_asleep, within_patience,
 };
 use passfd::FdPassingExt;
 use shmem_ipc::mem::mfd::{FileSeal, Memfd, MemfdOptions};
 use shmem_ipc::sharedring::Receiver;
 use shmem_test::CAPACITY;
 
-/// Asserts that the server is at rest, holds no more than `before`, and serves an honest client.
-fn assert_unharmed(server: &mut Program, folder: &Folder, before: &common::Held) {
-    until_given_back(server, before);
-    assert_asleep(server);
-    let honest = client(&folder.socket(), &["--batches", "1"]).wait();
-    assert_eq!((honest.code, honest.err), (Some(0), vec![]));
-}
+/// The most that an eventfd's counter holds.
+const MAXIMUM: u64 = u64::MAX - 1;
 
 #[test]
 fn a_corrupt_counter() {
@@ -34,7 +32,8 @@ fn a_corrupt_counter() {
     let mut server = server(&folder.socket());
     let before = held(&server);
     let mut bystander = Peer::connect(&folder.socket());
-    for (n, counter) in (2..).zip([u64::MAX, 1 << 63, 500_217, i64::MAX as u64]) {
+    let too_many = ring_items() as u64 + 1;
+    for (n, counter) in (2..).zip([u64::MAX, 1 << 63, too_many, i64::MAX as u64]) {
         let mut liar = Peer::connect(&folder.socket());
         liar.publish(&[1.0; 100]);
         server.until_out(&format!("Sum: {}", (n - 1) * 100));
@@ -43,12 +42,12 @@ fn a_corrupt_counter() {
         let line = server.until_err(&format!("Client {n} dropped: "));
         assert!(line.contains("corrupt"), "{line}");
         // Its socket is closed, and there is no answer.
-        assert_eq!(liar.stream.read(&mut [0]).unwrap(), 0);
+        assert!(ends(&liar.stream));
     }
     bystander.publish(&[1.0]);
     server.until_out("Sum: 401");
     assert_eq!(bystander.goodbye(), 1u64.to_ne_bytes());
-    assert_unharmed(&mut server, &folder, &before);
+    assert_unharmed(&server, &folder.socket(), &before);
 }
 
 /// The ring subtracts what it has read from a counter that has become smaller meanwhile.
@@ -61,20 +60,20 @@ fn a_counter_that_changes_while_the_server_reads() {
         let liar = Peer::connect(&folder.socket());
         server.until_err(&format!("Client {n} connected"));
         let mut said = None;
-        for _ in 0..1_000_000 {
+        until("the server to be caught", || {
             // Announced, and taken back while the server may be reading it.
-            liar.set_counter(500_216);
-            liar.signal(1);
-            liar.set_counter(0);
-            said = server.unread_err().pop();
-            if said.is_some() {
-                break;
+            for _ in 0..1000 {
+                liar.set_counter(ring_items() as u64);
+                liar.signal(1);
+                liar.set_counter(0);
             }
-        }
-        let line = said.unwrap_or_else(|| server.err());
+            said = server.unread_err().pop();
+            said.is_some()
+        });
+        let line = said.unwrap();
         assert!(line.starts_with(&format!("Client {n} dropped: ")), "{line}");
     }
-    assert_unharmed(&mut server, &folder, &before);
+    assert_unharmed(&server, &folder.socket(), &before);
 }
 
 #[test]
@@ -86,8 +85,8 @@ fn a_counter_that_was_corrupt_when_the_client_left() {
     liar.set_counter(u64::MAX);
     // Without a wake-up: the hang-up is one.
     assert_eq!(liar.goodbye(), []);
-    server.until_err("Client 1 dropped: its ring is corrupt");
-    assert_unharmed(&mut server, &folder, &before);
+    server.until_err("Client 1 dropped: failed to take its items: Buffer corrupt");
+    assert_unharmed(&server, &folder.socket(), &before);
 }
 
 #[test]
@@ -95,10 +94,14 @@ fn wake_ups_with_nothing_to_read() {
     let folder = Folder::new();
     let server = server(&folder.socket());
     let mut peer = Peer::connect(&folder.socket());
-    for count in (0..10_000).chain([u64::MAX - 1]) {
-        peer.signal(count);
+    for _ in 0..10_000 {
+        peer.signal(1);
     }
-    assert_asleep(&server);
+    let mut signal = peer.ring.empty_signal().try_clone().unwrap();
+    within_patience("the server to read its signal", move || {
+        signal.write_all(&MAXIMUM.to_ne_bytes()).unwrap();
+    });
+    assert_asleep(&[&server]);
     peer.publish(&[1.0; 7]);
     assert_eq!(peer.goodbye(), 7u64.to_ne_bytes());
 }
@@ -116,10 +119,10 @@ fn signals_that_do_not_block() {
     let mut peer = Peer::connect(&folder.socket());
     peer.publish(&[1.0]);
     server.until_out("Sum: 1");
-    set_nonblocking(&peer.empty_signal);
-    set_nonblocking(&peer.full_signal);
+    set_nonblocking(peer.ring.empty_signal());
+    set_nonblocking(peer.ring.full_signal());
     peer.signal(1);
-    assert_asleep(&server);
+    assert_asleep(&[&server]);
     peer.publish(&[1.0]);
     server.until_out("Sum: 2");
     assert_eq!(peer.goodbye(), 2u64.to_ne_bytes());
@@ -133,34 +136,41 @@ fn signals_at_their_maximum() {
     let mut server = server(&folder.socket());
     let before = held(&server);
     let mut liar = Peer::connect(&folder.socket());
-    (&liar.full_signal)
-        .write_all(&(u64::MAX - 1).to_ne_bytes())
-        .unwrap();
+    let mut full_signal = liar.ring.full_signal();
+    full_signal.write_all(&MAXIMUM.to_ne_bytes()).unwrap();
     // A full ring: the first piece that the server takes makes it signal.
-    liar.publish(&vec![1.0; 500_216]);
-    assert_asleep(&server);
-    (&liar.empty_signal)
-        .write_all(&(u64::MAX - 2).to_ne_bytes())
-        .unwrap();
+    let items = ring_items();
+    liar.publish(&vec![1.0; items]);
+    assert_asleep(&[&server]);
+    liar.signal(MAXIMUM - 1);
     drop(liar);
-    server.until_err("Client 1 left after 500216 items");
-    server.until_out("Sum: 500216");
-    assert_unharmed(&mut server, &folder, &before);
+    server.until_err(&format!("Client 1 broke off after {items} items"));
+    server.until_out(&format!("Sum: {items}"));
+    assert_unharmed(&server, &folder.socket(), &before);
 }
 
-/// Other processes may hold a client's signals, and read what is meant for the server's own thread.
+/// Other processes may hold a client's signals, and read what is meant for the server's own thread:
+/// the first wake-ups of a client that is gone.
 #[test]
 fn wake_ups_that_others_read() {
     let folder = Folder::new();
     let mut server = server(&folder.socket());
-    let liar = Peer::connect(&folder.socket());
-    for _ in 0..8 {
-        let mut signal = liar.empty_signal.try_clone().unwrap();
-        std::thread::spawn(move || signal.read(&mut [0; 8]));
+    let before = held(&server);
+    let liars: Vec<_> = (0..5).map(|_| Peer::connect(&folder.socket())).collect();
+    for liar in &liars {
+        for _ in 0..8 {
+            let mut signal = liar.ring.empty_signal().try_clone().unwrap();
+            thread::spawn(move || signal.read(&mut [0; 8]));
+        }
     }
-    assert_asleep(&server);
-    liar.stream.shutdown(Shutdown::Both).unwrap();
-    server.until_err("Client 1 left after 0 items");
+    until_asleep(&server);
+    for liar in liars {
+        liar.stream.shutdown(Shutdown::Both).unwrap();
+    }
+    for _ in 0..5 {
+        server.until_err("Client ");
+    }
+    assert_unharmed(&server, &folder.socket(), &before);
 }
 
 #[test]
@@ -174,8 +184,9 @@ fn values_that_are_not_finite() {
     }
     for value in [f64::NAN, -f64::NAN, 1.0] {
         peer.publish(&[value; 3]);
-        assert_asleep(&server);
+        until_asleep(&server);
     }
+    assert_asleep(&[&server]);
     assert_eq!(peer.goodbye(), 11u64.to_ne_bytes());
     server.until_err("Client 1 left after 11 items");
     // NaN it stays, so there is nothing more to print.
@@ -209,73 +220,124 @@ fn the_order_of_addition() {
     assert_eq!(server.out(), format!("Sum: {sum}"));
 }
 
-/// Runs the client against a server that the test plays: it gets the connection.
-fn client_of<T>(args: &[&str], play: impl FnOnce(UnixStream, &Program) -> T) -> Ended {
+/// A look ends where the ring ends. Here the second look's sum is 2, which the first one's sum,
+/// 1e16, can take; 1 and 1 it can't, one after the other.
+#[test]
+fn one_look_ends_where_the_ring_ends() {
     let folder = Folder::new();
-    let listener = UnixListener::bind(folder.socket()).unwrap();
-    let client = client(&folder.socket(), args);
-    let (stream, _) = listener.accept().unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let _until_the_end = play(stream, &client);
-    client.wait()
+    let mut server = server(&folder.socket());
+    let mut peer = Peer::connect(&folder.socket());
+    peer.publish(&vec![0.0; ring_items() - 1]);
+    until("an empty ring", || peer.counter() == 0);
+    peer.publish(&[1e16, 1.0, 1.0]);
+    server.until_out("Sum: 10000000000000002");
 }
 
-/// Runs the client against a server that hands over `memfd` with honest signals.
-fn client_with_memory(memfd: &impl AsRawFd) -> Ended {
+/// Room comes back while most of a full ring is still to be summed, so that the client can write
+/// meanwhile. To give back the first room of a full ring, the server signals, and sleeps if it
+/// can't: so there is time to look.
+#[test]
+fn room_is_given_back_in_pieces() {
+    let folder = Folder::new();
+    let mut server = server(&folder.socket());
+    let mut peer = Peer::connect(&folder.socket());
+    let mut full_signal = peer.ring.full_signal();
+    full_signal.write_all(&MAXIMUM.to_ne_bytes()).unwrap();
+    let items = ring_items() as u64;
+    peer.publish(&vec![1.0; ring_items()]);
+    until("the first room", || peer.counter() < items);
+    until_asleep(&server);
+    let left = peer.counter();
+    assert!(left > items / 2, "{left} of {items}");
+
+    let mut full_signal = peer.ring.full_signal();
+    full_signal.read_exact(&mut [0; 8]).unwrap();
+    // All of it in the end: the client signals only when it writes to an empty ring.
+    until("an empty ring", || peer.counter() == 0);
+    server.until_out(&format!("Sum: {items}"));
+}
+
+/// Runs the client against a server that hands over `memory` with honest signals.
+fn client_with_memory(memory: &impl AsRawFd) -> Ended {
     client_of(&["--batches", "1"], |stream, _| {
         let r = Receiver::<f64>::new(CAPACITY).unwrap();
-        stream.send_fd(memfd.as_raw_fd()).unwrap();
-        stream.send_fd(r.empty_signal().as_raw_fd()).unwrap();
-        stream.send_fd(r.full_signal().as_raw_fd()).unwrap();
+        hand_over(&stream, [memory, r.empty_signal(), r.full_signal()]);
         stream
     })
 }
 
 /// A memfd that can be sealed, of `len` bytes.
 fn memfd(len: u64) -> Memfd {
-    let memfd = MemfdOptions::new()
-        .allow_sealing(true)
-        .create("lie")
-        .unwrap();
+    let memfd = MemfdOptions::new().allow_sealing(true).create("lie");
+    let memfd = memfd.unwrap();
     memfd.as_file().set_len(len).unwrap();
     memfd
+}
+
+/// The length of a ring's memory here.
+fn ring_len() -> u64 {
+    let r = Receiver::<f64>::new(CAPACITY).unwrap();
+    r.memfd().as_file().metadata().unwrap().len()
 }
 
 #[test]
 fn memory_that_is_no_ring_of_the_right_size() {
     let folder = Folder::new();
-    const LEN: u64 = 4_001_792;
-    for len in [0, 1, 4096, LEN - 4096, LEN + 4096, 2 * LEN, 1 << 40] {
+    let right = ring_len();
+    for len in [0, 1, 4096, right - 4096, right + 4096, 2 * right, 1 << 40] {
         client_with_memory(&memfd(len)).assert_error(1, &["memfd", &len.to_string()]);
     }
 
-    let file = folder.join("file");
-    fs::write(&file, vec![0; LEN as usize]).unwrap();
-    for file in [
-        File::open(&file).unwrap(),
-        File::options().write(true).open(&file).unwrap(),
-    ] {
+    let path = folder.join("file");
+    fs::write(&path, vec![0; right as usize]).unwrap();
+    let read_only = File::open(&path).unwrap();
+    let writable = File::options().write(true).open(&path).unwrap();
+    let zero = File::open("/dev/zero").unwrap();
+    for file in [read_only, writable, zero] {
         client_with_memory(&file).assert_error(1, &["memfd"]);
     }
-    client_with_memory(&File::open("/dev/zero").unwrap()).assert_error(1, &["memfd"]);
     client_with_memory(&UnixStream::pair().unwrap().0).assert_error(1, &["memfd"]);
 
-    let unsealable = MemfdOptions::new()
-        .allow_sealing(false)
-        .create("lie")
-        .unwrap();
-    unsealable.as_file().set_len(LEN).unwrap();
-    client_with_memory(&unsealable).assert_error(1, &["can't be sealed"]);
+    let unsealable = MemfdOptions::new().allow_sealing(false).create("lie");
+    let unsealable = unsealable.unwrap();
+    unsealable.as_file().set_len(right).unwrap();
+    client_with_memory(&unsealable).assert_error(1, &["failed to seal the memfd"]);
 
-    let read_only = memfd(LEN);
+    let read_only = memfd(right);
     read_only.add_seal(FileSeal::SealWrite).unwrap();
     client_with_memory(&read_only).assert_error(1, &["failed to map the ring"]);
 
-    // Used, or corrupt.
-    for counter in [1u64, 500_216, 500_217, u64::MAX] {
-        let used = memfd(LEN);
+    // Used, full, or corrupt.
+    let items = ring_items() as u64;
+    for counter in [1, items, items + 1, u64::MAX] {
+        let used = memfd(right);
         used.as_file().write_at(&counter.to_ne_bytes(), 0).unwrap();
         client_with_memory(&used).assert_error(1, &["ring"]);
+    }
+}
+
+/// If it were measured and then sealed, it could shrink in between, and the client die of it.
+#[test]
+fn memory_that_shrinks_and_grows() {
+    let right = ring_len();
+    for _ in 0..30 {
+        let memory = memfd(right);
+        let file = memory.as_file().try_clone().unwrap();
+        thread::spawn(move || {
+            let memory = Memfd::try_from_file(file).unwrap();
+            let sealed = || memory.seals().unwrap().contains(&FileSeal::SealShrink);
+            // Until it is sealed, and then as it is.
+            while memory.as_file().set_len(4096).is_ok() && !sealed() {
+                memory.as_file().set_len(right).unwrap();
+            }
+        });
+        let ended = client_of(&["--batches", "1"], |stream, _| {
+            let r = Receiver::<f64>::new(CAPACITY).unwrap();
+            hand_over(&stream, [&memory, r.empty_signal(), r.full_signal()]);
+            // It refuses the memory, or comes to its goodbye.
+            await_goodbye(&stream);
+        });
+        assert_eq!(ended.code, Some(1), "{:#?}", ended.err);
     }
 }
 
@@ -285,37 +347,33 @@ fn a_ring_that_is_already_sealed_for_good() {
         let mut r = Receiver::<f64>::new(CAPACITY).unwrap();
         r.memfd().add_seal(FileSeal::SealGrow).unwrap();
         r.memfd().add_seal(FileSeal::SealSeal).unwrap();
-        hand_over(&stream, &r);
-        confirm(stream, &mut r);
+        hand_over_ring(&stream, &r);
+        confirm(&stream, &mut r);
     });
-    assert_eq!((ended.code, ended.err), (Some(0), vec![]));
-}
-
-fn hand_over(stream: &UnixStream, r: &Receiver<f64>) {
-    stream.send_fd(r.memfd().as_raw_fd()).unwrap();
-    stream.send_fd(r.empty_signal().as_raw_fd()).unwrap();
-    stream.send_fd(r.full_signal().as_raw_fd()).unwrap();
+    ended.assert_done();
 }
 
 /// Waits for the client's goodbye and answers as an honest server does.
-fn confirm(mut stream: UnixStream, r: &mut Receiver<f64>) {
-    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
-    let items = r.receiver_mut().read_count().unwrap() as u64;
-    stream.write_all(&items.to_ne_bytes()).unwrap();
+fn confirm(stream: &UnixStream, r: &mut Receiver<f64>) {
+    await_goodbye(stream);
+    answer(stream, r.receiver_mut().read_count().unwrap());
 }
 
 #[test]
 fn a_hand_over_that_does_not_come() {
     // Nothing.
+    let start = Instant::now();
     let silent = client_of(&[], |stream, _| stream);
     silent.assert_error(1, &["no memfd", "nothing came for 5s"]);
+    let took = start.elapsed();
+    assert!((5.0..10.0).contains(&took.as_secs_f64()), "{took:?}");
     // One of three.
     let one = client_of(&[], |stream, _| {
         stream.send_fd(memfd(0).as_raw_fd()).unwrap();
     });
-    one.assert_error(1, &["no empty signal"]);
+    one.assert_error(1, &["no empty signal", "hung up"]);
     // The end.
-    client_of(&[], |stream, _| drop(stream)).assert_error(1, &["no memfd"]);
+    client_of(&[], |stream, _| drop(stream)).assert_error(1, &["no memfd", "hung up"]);
     // Bytes without a descriptor.
     let bytes = client_of(&[], |mut stream, _| {
         stream.write_all(&[0; 12]).unwrap();
@@ -328,28 +386,20 @@ fn a_hand_over_that_does_not_come() {
 fn a_client_that_is_stopped_while_it_waits_for_the_ring() {
     let ended = client_of(&["--batches", "1"], |stream, client| {
         let mut r = Receiver::<f64>::new(CAPACITY).unwrap();
-        assert_asleep(client);
-        client.signal("STOP");
-        client.signal("CONT");
-        assert_asleep(client);
-        hand_over(&stream, &r);
-        confirm(stream, &mut r);
+        until_asleep(client);
+        client.stop();
+        client.go_on();
+        until_asleep(client);
+        hand_over_ring(&stream, &r);
+        confirm(&stream, &mut r);
     });
-    assert_eq!((ended.code, ended.err), (Some(0), vec![]));
+    ended.assert_done();
 }
 
 #[test]
 fn signals_that_are_no_eventfds() {
-    let null = File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/null")
-        .unwrap();
-    let zero = File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/zero")
-        .unwrap();
+    let open = |path| File::options().read(true).write(true).open(path).unwrap();
+    let (null, zero) = (open("/dev/null"), open("/dev/zero"));
     let (socket, _other_end) = UnixStream::pair().unwrap();
     let signals: [&dyn AsRawFd; 3] = [&null, &zero, &socket];
     for signal in signals {
@@ -357,9 +407,7 @@ fn signals_that_are_no_eventfds() {
         let honest: &dyn AsRawFd = r.full_signal();
         for (e, f) in [(signal, honest), (honest, signal)] {
             let ended = client_of(&["--flood", "1000000"], |stream, _| {
-                for descriptor in [r.memfd(), e, f] {
-                    stream.send_fd(descriptor.as_raw_fd()).unwrap();
-                }
+                hand_over(&stream, [r.memfd(), e, f]);
                 stream
             });
             ended.assert_error(1, &["no eventfd"]);
@@ -370,41 +418,35 @@ fn signals_that_are_no_eventfds() {
 /// An honest server may have made its signals so that they don't block.
 #[test]
 fn a_server_with_signals_that_do_not_block() {
-    let ended = client_of(&["--flood", "1000000"], |mut stream, client| {
+    let items = ring_items() + 1;
+    let ended = client_of(&["--flood", &items.to_string()], |stream, client| {
         let mut r = Receiver::<f64>::new(CAPACITY).unwrap();
-        hand_over(&stream, &r);
-        assert_asleep(client);
+        hand_over_ring(&stream, &r);
+        until_asleep(client);
         set_nonblocking(r.full_signal());
         r.full_signal().write_all(&1u64.to_ne_bytes()).unwrap();
-        assert_asleep(client);
+        assert_asleep(&[client]);
         // A full ring at once, the rest once the client has said goodbye.
-        let mut items = 0;
-        r.receive_raw(|_, n| {
-            items = n;
-            n
-        })
-        .unwrap();
-        assert_eq!(stream.read(&mut [0]).unwrap(), 0);
-        items += r.receiver_mut().read_count().unwrap();
-        stream.write_all(&items.to_ne_bytes()).unwrap();
+        r.receive_raw(|_, n| n).unwrap();
+        await_goodbye(&stream);
+        assert_eq!(r.receiver_mut().read_count().unwrap(), 1);
+        answer(&stream, items);
     });
-    assert_eq!((ended.code, ended.err), (Some(0), vec![]));
+    ended.assert_done();
 }
 
 #[test]
 fn a_counter_that_the_server_corrupts() {
     let ended = client_of(&["--flood", "1000000"], |stream, client| {
         let r = Receiver::<f64>::new(CAPACITY).unwrap();
-        hand_over(&stream, &r);
-        assert_asleep(client);
-        r.memfd()
-            .as_file()
-            .write_at(&u64::MAX.to_ne_bytes(), 0)
-            .unwrap();
+        hand_over_ring(&stream, &r);
+        until_asleep(client);
+        let memory = r.memfd().as_file();
+        memory.write_at(&u64::MAX.to_ne_bytes(), 0).unwrap();
         r.full_signal().write_all(&1u64.to_ne_bytes()).unwrap();
         stream
     });
-    ended.assert_error(1, &["failed to publish in the ring"]);
+    ended.assert_error(1, &["failed to publish items"]);
 }
 
 #[test]
@@ -415,11 +457,11 @@ fn a_server_that_confirms_the_wrong_number() {
         (&[], "gone before it confirmed"),
     ] {
         let ended = client_of(&["--batches", "1"], |mut stream, _| {
-            hand_over(&stream, &Receiver::<f64>::new(CAPACITY).unwrap());
-            assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+            hand_over_ring(&stream, &Receiver::new(CAPACITY).unwrap());
+            await_goodbye(&stream);
             stream.write_all(answer).unwrap();
         });
         assert_eq!((ended.code, ended.out.len()), (Some(1), 1));
-        assert!(ended.err.concat().contains(said), "{:#?}", ended.err);
+        ended.assert_said(&[said]);
     }
 }

@@ -5,40 +5,57 @@
 mod common;
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::Path;
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use common::{CLIENT, Folder, Program, SERVER, assert_asleep, client, run, server, start};
+use common::{
+    CLIENT, Ended, Folder, PATIENCE, Program, SERVER, assert_asleep, client, command, dead_socket,
+    ends, run, server, server_after, soon, until,
+};
+
+/// Runs a server that must not start.
+fn refused(socket: &Path) -> Ended {
+    let server = Program::start(command(SERVER, socket, &[]));
+    let ended = soon("the server's end", || server.wait());
+    ended.assert_error(1, &["failed to listen on", socket.to_str().unwrap()]);
+    ended
+}
+
+/// Asserts that there is a server at `socket` that serves.
+fn assert_serves(socket: &Path) {
+    client(socket, &["--batches", "1"]).wait().assert_done();
+}
 
 #[test]
 fn no_server() {
     let folder = Folder::new();
     let path = folder.socket();
-    let named = path.to_str().unwrap();
-    let advice = "cargo run --release --bin server";
+    let refused = || {
+        let ended = soon("the client's end", || client(&path, &[]).wait());
+        let advice = "cargo run --release --bin server";
+        ended.assert_error(1, &[path.to_str().unwrap(), advice]);
+    };
     // Nothing there, then a socket without a server, then no socket.
-    client(&path, &[]).wait().assert_error(1, &[named, advice]);
-    drop(UnixListener::bind(&path).unwrap());
-    client(&path, &[]).wait().assert_error(1, &[named, advice]);
+    refused();
+    dead_socket(&path);
+    refused();
     fs::remove_file(&path).unwrap();
     fs::write(&path, "a text").unwrap();
-    client(&path, &[]).wait().assert_error(1, &[named, advice]);
+    refused();
 }
 
 #[test]
 fn a_dead_servers_socket_is_replaced() {
     let folder = Folder::new();
-    server(&folder.socket()).kill();
-    assert!(folder.socket().exists());
-    let mut server = server(&folder.socket());
-    assert_eq!(
-        client(&folder.socket(), &["--batches", "1"]).wait().code,
-        Some(0)
-    );
-    assert_eq!(server.out(), "Sum: 0.9999999999980838");
+    dead_socket(&folder.socket());
+    let _server = server(&folder.socket());
+    assert_serves(&folder.socket());
 }
 
 #[test]
@@ -46,123 +63,217 @@ fn a_live_server_is_not_disturbed() {
     let folder = Folder::new();
     let path = folder.socket();
     let mut first = server(&path);
-    let second = start(SERVER, &path, &[]).wait();
-    second.assert_error(1, &[path.to_str().unwrap(), "another server", "--socket"]);
+    refused(&path).assert_said(&["another server", "--socket"]);
     // Stopped is not dead.
-    first.signal("STOP");
-    start(SERVER, &path, &[])
-        .wait()
-        .assert_error(1, &["another server"]);
-    first.signal("CONT");
-    assert_eq!(client(&path, &["--batches", "1"]).wait().code, Some(0));
+    first.stop();
+    refused(&path).assert_said(&["another server"]);
+    first.go_on();
+    assert_serves(&path);
     // Nor has it noticed: this client is its first.
     assert_eq!(first.err(), "Client 1 connected");
+    assert_eq!(first.err(), "Client 1 left after 100000 items");
 }
 
 #[test]
 fn of_servers_that_start_together_one_wins() {
-    for dead_socket in [false, true] {
+    for dead in [false, true] {
         let folder = Folder::new();
         let path = folder.socket();
-        if dead_socket {
-            drop(UnixListener::bind(&path).unwrap());
+        if dead {
+            dead_socket(&path);
         }
-        let mut servers: Vec<_> = (0..8).map(|_| start(SERVER, &path, &[])).collect();
+        let start = |_| Program::start(command(SERVER, &path, &[]));
+        let mut servers: Vec<_> = (0..8).map(start).collect();
         let first_lines: Vec<_> = servers.iter_mut().map(|server| server.err()).collect();
-        let won = |line: &&String| line.starts_with("Listening on ");
-        assert_eq!(
-            first_lines.iter().filter(won).count(),
-            1,
-            "{first_lines:#?}"
-        );
-        assert_eq!(client(&path, &["--batches", "1"]).wait().code, Some(0));
+        let won = first_lines.iter().filter(|l| l.starts_with("Listening"));
+        assert_eq!(won.count(), 1, "{first_lines:#?}");
+        assert_serves(&path);
     }
 }
 
-/// While one server replaces a dead socket, the next one waits, and then finds a live one.
+/// A server that has to replace a dead socket waits for the folder's lock, but not for long.
 #[test]
-fn a_dead_socket_is_replaced_once() {
+fn a_locked_folder() {
     let folder = Folder::new();
     let path = folder.socket();
-    drop(UnixListener::bind(&path).unwrap());
-    let lock = File::open(folder.join("")).unwrap();
+    dead_socket(&path);
+    let lock = File::open(folder.path()).unwrap();
     lock.lock().unwrap();
-    let second = start(SERVER, &path, &[]);
-    assert_asleep(&second);
-    fs::remove_file(&path).unwrap();
-    let _first = UnixListener::bind(&path).unwrap();
-    drop(lock);
-    second.wait().assert_error(1, &["another server"]);
+    let named = format!("has locked the folder `{}`", folder.path().display());
+    refused(&path).assert_said(&[&named]);
+    assert!(path.exists());
+
+    let mut server = Program::start(command(SERVER, &path, &[]));
+    thread::sleep(Duration::from_millis(300));
+    lock.unlock().unwrap();
+    server.until_err("Listening on ");
+    assert_serves(&path);
+}
+
+/// Whoever has the lock next finds the dead socket or a live one, and nothing in between.
+#[test]
+fn the_lock_lasts_until_the_new_socket_is_there() {
+    for _ in 0..20 {
+        let folder = Folder::new();
+        let path = folder.socket();
+        dead_socket(&path);
+        // Linked, so that its inode's number is not that of the next file.
+        fs::hard_link(&path, folder.join("dead")).unwrap();
+        let dead = fs::metadata(&path).unwrap().ino();
+        let lock = File::open(folder.path()).unwrap();
+        let mut server = Program::start(command(SERVER, &path, &[]));
+        let start = Instant::now();
+        // On a busy machine, it may give up, as it finds us with the lock each time.
+        while !server.unread_err().concat().contains("has locked") {
+            assert!(start.elapsed() < PATIENCE, "waited in vain for the server");
+            if lock.try_lock().is_err() {
+                continue;
+            }
+            let found = fs::metadata(&path).unwrap().ino();
+            if found != dead {
+                UnixStream::connect(&path).unwrap();
+                break;
+            }
+            lock.unlock().unwrap();
+        }
+    }
 }
 
 #[test]
 fn anything_else_is_left_alone() {
     let folder = Folder::new();
     let path = folder.socket();
-    let refused = |words: &[&str]| {
-        let named = path.to_str().unwrap();
-        start(SERVER, &path, &[])
-            .wait()
-            .assert_error(1, &[&[named], words].concat());
-    };
 
     fs::write(&path, "a text").unwrap();
-    refused(&["no socket"]);
+    refused(&path).assert_said(&["no socket"]);
     assert_eq!(fs::read(&path).unwrap(), b"a text");
     fs::remove_file(&path).unwrap();
 
     fs::create_dir(&path).unwrap();
-    refused(&["no socket"]);
+    refused(&path).assert_said(&["no socket"]);
     fs::remove_dir(&path).unwrap();
 
     // A link is no socket, even if it leads to one.
     let target = folder.join("dead");
-    drop(UnixListener::bind(&target).unwrap());
+    dead_socket(&target);
     symlink(&target, &path).unwrap();
-    refused(&["no socket"]);
+    refused(&path).assert_said(&["no socket"]);
     assert!(path.is_symlink() && target.exists());
     fs::remove_file(&path).unwrap();
 
     // Nor is somebody's datagram socket ours to replace.
     let _live = UnixDatagram::bind(&path).unwrap();
-    refused(&["another server"]);
+    refused(&path).assert_said(&["another server"]);
     assert!(path.exists());
 }
 
+/// A user who may not connect finds out nothing, and removes nothing.
+#[test]
+fn somebody_elses_socket() {
+    let folder = Folder::new();
+    let path = folder.socket();
+    let mut first = server(&path);
+    let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
+    let setpriv = || {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+        command
+    };
+    let as_other_user = |program: &str| {
+        if !is_root {
+            return command(program, &path, &[]);
+        }
+        // Others may not get to where the programs are. `cp`, because the system refuses to run a
+        // file that a process has open for writing, as all children of this one would for a moment.
+        let copy = folder.join(Path::new(program).file_name().unwrap());
+        let copied = Command::new("cp").arg(program).arg(&copy).status();
+        assert!(copied.unwrap().success());
+        fs::set_permissions(&copy, Permissions::from_mode(0o755)).unwrap();
+        let mut command = setpriv();
+        command.arg(copy).arg("--socket").arg(&path);
+        command
+    };
+    if is_root {
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        // Not every machine has the tool, or lets others into where the folder is.
+        let sees = setpriv().args(["test", "-S"]).arg(&path).status();
+        if !sees.is_ok_and(|sees| sees.success()) {
+            eprintln!("skipped: there is no other user who could come here");
+            return;
+        }
+    } else {
+        // Nobody else is at hand, but a user can lock itself out, as root can't.
+        fs::set_permissions(&path, Permissions::from_mode(0o000)).unwrap();
+    }
+    for (program, said) in [
+        (CLIENT, "failed to connect to"),
+        (SERVER, "failed to find out whether a server listens"),
+    ] {
+        let refused = Program::start(as_other_user(program));
+        refused.wait().assert_error(1, &[said]);
+    }
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+    assert_serves(&path);
+    assert_eq!(first.err(), "Client 1 connected");
+}
+
+/// Whatever the umask grants or denies. It also decides whether early clients are sent away, after
+/// which the server must be as ready, and as quiet, as without.
 #[test]
 fn the_owner_alone_can_connect() {
-    // Whatever the umask grants or denies.
-    for umask in ["000", "022", "777"] {
+    let mut servers = ["000", "022", "077", "777"].map(|umask| {
         let folder = Folder::new();
-        let mut shell = Command::new("sh");
-        let script = format!("umask {umask}; exec \"$@\"");
-        shell
-            .args(["-c", &script, "sh", SERVER, "--socket"])
-            .arg(folder.socket());
-        let mut server = Program::start(shell);
+        let mask = format!("umask {umask}");
+        let server = Program::start(server_after(&mask, &folder.socket()));
+        (server, folder)
+    });
+    for (server, folder) in &mut servers {
         server.until_err("Listening on ");
-        let mode = fs::metadata(folder.socket()).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600, "with umask {umask}");
-        assert_eq!(
-            client(&folder.socket(), &["--batches", "1"]).wait().code,
-            Some(0)
-        );
+        let mode = fs::metadata(folder.socket()).unwrap().mode();
+        assert_eq!(mode & 0o777, 0o600);
     }
+    assert_asleep(&servers.each_ref().map(|(server, _)| server));
+    for (server, folder) in &mut servers {
+        assert_serves(&folder.socket());
+        assert_eq!(server.err(), "Client 1 connected");
+    }
+}
+
+/// Starts a server, connects at the first moment, and says whether there is a ring to be had.
+fn early_client_is_served(umask: &str) -> bool {
+    let folder = Folder::new();
+    let path = folder.socket();
+    let mask = format!("umask {umask}");
+    let _server = Program::start(server_after(&mask, &path));
+    let start = Instant::now();
+    let stream = loop {
+        match UnixStream::connect(&path) {
+            Ok(stream) => break stream,
+            Err(e) => assert!(start.elapsed() < PATIENCE, "{e}"),
+        }
+    };
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    !ends(&stream)
+}
+
+/// Until the socket has its mode, the umask decides who can connect. If that may be others,
+/// whoever has come by then is sent away, and else nobody is.
+#[test]
+fn early_clients() {
+    for _ in 0..20 {
+        assert!(early_client_is_served("022"), "sent away without cause");
+    }
+    until("one to be sent away", || !early_client_is_served("000"));
 }
 
 #[test]
 fn paths_that_the_system_takes() {
     let folder = Folder::new();
     let longest = "x".repeat(107 - folder.join("").as_os_str().len());
-    for name in [
-        OsStr::from_bytes(b"\xff \xfe"),
-        OsStr::new("-h"),
-        OsStr::new(&longest),
-    ] {
+    for name in [OsStr::from_bytes(b"\xff \xfe"), OsStr::new(&longest)] {
         let path = folder.join(name);
-        let mut server = server(&path);
-        assert_eq!(client(&path, &["--batches", "1"]).wait().code, Some(0));
-        assert_eq!(server.out(), "Sum: 0.9999999999980838");
+        let _server = server(&path);
+        assert_serves(&path);
     }
 }
 
@@ -170,28 +281,28 @@ fn paths_that_the_system_takes() {
 fn paths_that_the_system_refuses() {
     let folder = Folder::new();
     let too_long = folder.join("x".repeat(108));
-    let no_folder = folder.join("no/folder");
+    let no_folder = folder.join("x/s");
     for (path, said) in [
         (&too_long, "failed to connect to"),
         (&no_folder, "no server at"),
     ] {
+        refused(path);
         let args = [OsStr::new("--socket"), path.as_os_str()];
-        run(SERVER, &args).assert_error(1, &["failed to listen on", path.to_str().unwrap()]);
         run(CLIENT, &args).assert_error(1, &[said, path.to_str().unwrap()]);
     }
 }
 
-/// Without a folder in front of it, the path is one in the working directory.
+/// Without a folder in front of it, the path is one in the working directory, whatever it looks
+/// like.
 #[test]
 fn a_relative_path() {
-    let folder = Folder::new();
-    drop(UnixListener::bind(folder.socket()).unwrap());
-    let mut command = Command::new(SERVER);
-    command.args(["--socket", "s"]).current_dir(folder.join(""));
-    let mut server = Program::start(command);
-    assert_eq!(server.err(), "Listening on s");
-    assert_eq!(
-        client(&folder.socket(), &["--batches", "1"]).wait().code,
-        Some(0)
-    );
+    for name in ["s", "-h", "--help"] {
+        let folder = Folder::new();
+        dead_socket(&folder.join(name));
+        let mut command = command(SERVER, Path::new(name), &[]);
+        command.current_dir(folder.path());
+        let mut server = Program::start(command);
+        assert_eq!(server.err(), format!("Listening on {name}"));
+        assert_serves(&folder.join(name));
+    }
 }

@@ -37,8 +37,8 @@ pub fn give(stream: &UnixStream, r: &Receiver<Item>) -> io::Result<()> {
 ///
 /// # Errors
 ///
-/// If a descriptor does not come within five seconds, or if the three are not an unused ring of
-/// [`CAPACITY`] items.
+/// If a descriptor does not come within five seconds, or if the three are not an empty ring of
+/// [`CAPACITY`] items. (A ring that was used and emptied can't be told from a new one.)
 pub fn take(stream: &UnixStream) -> Result<(Sender<Item>, [File; 2])> {
     let limit = |limit| stream.set_read_timeout(limit).context("no time limit");
     limit(Some(TIMEOUT))?;

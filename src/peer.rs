@@ -43,7 +43,7 @@ pub struct Peer {
 impl Peer {
     /// Starts to watch the other end of `stream`, for a thread of ours that sleeps on a ring.
     ///
-    /// `signals` are clones of the ring's empty and full signal (of each ring, if there are several),
+    /// `signals` are clones of the ring's empty and full signal (of each ring, if there are more),
     /// to wake that thread.
     ///
     /// # Errors
@@ -70,8 +70,8 @@ impl Peer {
     /// the peer is still there.
     ///
     /// `true` may come without a cause: look at the ring, and wait again if there is nothing. After
-    /// `false`, look at the ring once more: as this was found out first, that look finds everything
-    /// that the peer has published.
+    /// `false`, drain the ring once more: as this was found out first, everything that the peer
+    /// has published is there by then.
     ///
     /// # Errors
     ///

@@ -28,7 +28,7 @@ const PRINT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Items that are summed before room is given back to the client: 640 KiB. The last such piece is
 /// kept back. It is still in this core's second-level cache (1 MiB, say), and a client that wrote
-/// there would have to wait for each line of it.
+/// there would have to wait for each cache line of it.
 const PIECE: usize = 640 * 1024 / size_of::<Item>();
 
 fn main() {
@@ -185,8 +185,8 @@ fn sum_readable(r: &mut Receiver<Item>) -> Result<Option<(usize, f64)>> {
     }
 }
 
-/// Tries until it works: a server that is out of descriptors has clients to serve. It says so once
-/// a `shortage`, which is over after a second without a failure.
+/// Tries ten times a second until it works: nobody signals when there are descriptors again. Says so
+/// once a `shortage`, which is over after a second without a failure.
 fn patiently<T>(shortage: &mut Option<Instant>, attempt: impl Fn() -> Result<T>) -> T {
     loop {
         match attempt() {

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 const LOCK_LIMIT: Duration = Duration::from_secs(1);
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
-/// Longer than a connection takes from the kernel's check of the mode to the listener's queue.
+/// From the kernel's check of the mode to the listener's queue, a connection takes microseconds.
 const ARRIVAL_PAUSE: Duration = Duration::from_millis(10);
 
 /// Linux's number for "wrong type of socket" (errno(3)), for which std has no name.

@@ -35,45 +35,40 @@ Options:
 
 /// What the client is asked to do.
 pub enum Work {
-    /// Send batches, `interval` apart, until `count` of them are sent.
-    Batches {
-        /// Number of batches.
-        count: u64,
-        /// Pause between two batches.
-        interval: Duration,
-    },
-    /// Send this many items of 1.0 as fast as the ring takes them.
+    /// To send that many batches, with a pause between two of them.
+    Batches(u64, Duration),
+    /// To send that many items of 1.0, as fast as the ring takes them.
     Flood(u64),
 }
 
-/// Reads the server's command line: the path to listen at.
-///
-/// Ends the program if the command line is wrong (status 2) or asks for help (status 0).
+/// The server's command line: the path to listen at. Ends the program if the command line is wrong
+/// (status 2) or asks for help (status 0).
 pub fn server_options() -> PathBuf {
     let [socket] = parse(SERVER_HELP, ["--socket"]);
     socket.map_or_else(|| SOCKET.into(), PathBuf::from)
 }
 
-/// Reads the client's command line: the path to connect to, and the work.
-///
-/// Ends the program as [`server_options`] does.
+/// The client's command line: the path to connect to, and the work. Ends the program likewise.
 pub fn client_options() -> (PathBuf, Work) {
     let names = ["--socket", "--batches", "--interval", "--flood"];
     let [socket, batches, interval, flood] = parse(CLIENT_HELP, names);
-    let whole = |text: &str| text.parse().ok();
     let seconds = |text: &str| Duration::try_from_secs_f64(text.parse().ok()?).ok();
-    let batches = value("--batches", batches, "a whole number", whole);
-    let interval = value("--interval", interval, "a number of seconds", seconds);
-    let flood = value("--flood", flood, "a whole number", whole);
+    let batches = value(batches, "`--batches` takes a whole number", |text| {
+        text.parse().ok()
+    });
+    let interval = value(interval, "`--interval` takes a number of seconds", seconds);
+    let flood = value(flood, "`--flood` takes a whole number", |text| {
+        text.parse().ok()
+    });
 
     let work = match (flood, batches, interval) {
         (Some(items), None, None) => Work::Flood(items),
         (Some(_), Some(_), _) => refuse(CLIENT_HELP, "`--flood` excludes `--batches`"),
-        (Some(_), _, Some(_)) => refuse(CLIENT_HELP, "`--flood` excludes `--interval`"),
-        (None, batches, interval) => Work::Batches {
-            count: batches.unwrap_or(u64::MAX),
-            interval: interval.unwrap_or(Duration::from_secs(1)),
-        },
+        (Some(_), ..) => refuse(CLIENT_HELP, "`--flood` excludes `--interval`"),
+        (None, batches, interval) => Work::Batches(
+            batches.unwrap_or(u64::MAX),
+            interval.unwrap_or(Duration::from_secs(1)),
+        ),
     };
     (socket.map_or_else(|| SOCKET.into(), PathBuf::from), work)
 }
@@ -100,21 +95,12 @@ fn parse<const N: usize>(help: &str, names: [&str; N]) -> [Option<OsString>; N] 
     values
 }
 
-/// Turns the text of the client's option `name` into a value.
-fn value<T>(
-    name: &str,
-    text: Option<OsString>,
-    expected: &str,
-    read: impl Fn(&str) -> Option<T>,
-) -> Option<T> {
+/// Turns the text of an option of the client into a value.
+fn value<T>(text: Option<OsString>, rule: &str, read: fn(&str) -> Option<T>) -> Option<T> {
     let text = text?;
-    text.to_str().and_then(read).or_else(|| {
-        let text = text.display();
-        refuse(
-            CLIENT_HELP,
-            format!("`{name}` takes {expected}, not `{text}`"),
-        )
-    })
+    text.to_str()
+        .and_then(read)
+        .or_else(|| refuse(CLIENT_HELP, format!("{rule}, not `{}`", text.display())))
 }
 
 /// Ends the program because of a wrong command line.
@@ -131,18 +117,13 @@ pub fn exit(result: Result<()>) -> ! {
     process::exit(1)
 }
 
-/// Prints one line on stdout.
-///
-/// # Errors
-///
-/// If stdout is closed (`client | head -1`), where `println!` would panic.
+/// Prints one line on stdout. Fails if that is closed (`client | head -1`), where `println!` panics.
 pub fn print(line: impl Display) -> Result<()> {
     writeln!(io::stdout(), "{line}").context("failed to print to stdout")
 }
 
 /// Prints one line on stderr.
 pub fn note(line: impl Display) {
-    // One write, so that the lines of two processes don't mix. If it fails, stderr is closed, and
-    // there is nowhere left to say so.
+    // One write, so that the lines of two processes don't mix. If it fails, nobody is listening.
     let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
 }

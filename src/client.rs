@@ -4,20 +4,20 @@
 //! publish them; sleep while the ring is full; say goodbye, and hear from the server that all
 //! items were summed.
 
+use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Error, Result, bail, ensure};
-use shmem_ipc::sharedring::Sender;
-use shmem_test::handover::{self, cause};
+use anyhow::{Context, Error, Result, ensure};
 use shmem_test::peer::Peer;
-use shmem_test::{Item, cli};
+use shmem_test::ring::Producer;
+use shmem_test::{Item, cli, handover};
 
-/// How long a full ring is left alone before more is written to it, so that room adds up. A timer
-/// of ours ends this pause. Woken for each piece of room instead, we would cost the server, which
-/// has to do the waking, some 8 % of its speed.
+/// How long a full ring is left alone before more is written to it, so that room adds up: less than
+/// the server takes to sum a full ring. To wake us for each piece instead would cost it some speed.
 const REFILL_PAUSE: Duration = Duration::from_micros(100);
 
 fn main() {
@@ -26,31 +26,49 @@ fn main() {
 
 fn run() -> Result<()> {
     let (path, work) = cli::client_options();
-    let client = Client::connect(path)?;
-    match work {
-        cli::Work::Batches { count, interval } => client.send_batches(count, interval),
+    let stream = connect(&path)?;
+    let done = Client::take_ring(stream).and_then(|client| match work {
+        cli::Work::Batches(count, interval) => client.send_batches(count, interval),
         cli::Work::Flood(items) => client.flood(items),
-    }
+    });
+    done.with_context(|| format!("failed to stream to the server at `{}`", path.display()))
 }
 
-/// The sending half of a ring, and the server that has the other half.
+fn connect(path: &Path) -> Result<UnixStream> {
+    let at = path.display();
+    UnixStream::connect(path).map_err(|e| {
+        let is_socket = fs::metadata(path).is_ok_and(|found| found.file_type().is_socket());
+        let said = match e.kind() {
+            ErrorKind::ConnectionRefused if !is_socket => format!("`{at}` is no socket"),
+            ErrorKind::NotFound | ErrorKind::ConnectionRefused => format!(
+                "no server at `{at}`, start it: `cargo run --release --bin server -- --socket {at}`"
+            ),
+            _ => format!("failed to connect to `{at}`"),
+        };
+        Error::from(e).context(said)
+    })
+}
+
+/// A ring, and the server that takes out what is put in.
 struct Client {
-    path: PathBuf,
-    r: Sender<Item>,
+    /// The half that this program writes to.
+    ring: Producer,
+    /// Tells when the server is gone, and what it has summed.
     server: Peer,
+    /// Items that were published so far, for the comparison at the end.
     sent: u64,
 }
 
 impl Client {
-    fn connect(path: PathBuf) -> Result<Self> {
-        let at = path.display();
-        let stream = connect(&path)?;
-        let (r, signals) = handover::take(&stream)
-            .with_context(|| format!("failed to take over a ring from the server at `{at}`"))?;
-        let server = Peer::watch(stream, signals).context("failed to watch the server")?;
+    fn take_ring(stream: UnixStream) -> Result<Self> {
+        let (sender, signals) = handover::take(&stream).context("failed to take over a ring")?;
+        let server = Peer::watch(stream, signals).context("failed to watch its socket")?;
+        // SAFETY: `sender` is the only sending half, because the server makes a ring for each
+        // connection. That it does so, and leaves alone what is not published, is trust in the
+        // server. If it did not, `free` would change while it is borrowed: undefined behaviour.
+        let ring = unsafe { Producer::trust(sender) };
         Ok(Self {
-            path,
-            r,
+            ring,
             server,
             sent: 0,
         })
@@ -59,13 +77,13 @@ impl Client {
     fn send_batches(mut self, count: u64, interval: Duration) -> Result<()> {
         for k in 1..=count {
             if k > 1 {
-                self.check(self.server.stays(interval))?;
+                ensure!(self.server.pause(interval), "it is gone");
             }
             // Each batch asks for more than the one before, to show what a ring makes of it: one
-            // send takes what fits in one piece, and the rest of this batch is not sent.
+            // send takes what fits before the ring's end, and the rest of this batch is dropped.
             let items = k * 100_000;
             let item = 1.0 / items as f64;
-            let num = self.send(|p| fill(p, items, item))?;
+            let num = self.send(|free| fill(free, items, item))?;
             let total = num as f64 * item;
             cli::print(format!("Sending {num} items of {item}, in total {total}"))?;
         }
@@ -77,10 +95,9 @@ impl Client {
         let mut left = items;
         while left > 0 {
             // What does not fit this time is sent the next time.
-            left -= self.send(|p| fill(p, left, 1.0))?;
+            left -= self.send(|free| fill(free, left, 1.0))?;
         }
-        // The clock runs on until the server has summed the last item: what is merely in the ring
-        // has not arrived.
+        // The clock runs until the last item is summed: what is merely in the ring has not arrived.
         self.goodbye()?;
         let seconds = start.elapsed().as_secs_f64();
         let rate = items as f64 * size_of::<Item>() as f64 / 1e9 / seconds;
@@ -89,69 +106,36 @@ impl Client {
         ))
     }
 
-    /// Has `write` write into the free part of the ring, up to the ring's end, and publishes as
-    /// many items as it says. Returns their number.
+    /// Publishes once, as [`Producer::publish`] does, and returns the number of items.
     ///
     /// Sleeps while the ring is full. This is *back-pressure*: a producer that is faster than its
     /// consumer is slowed down to its pace, and nothing is skipped or piled up.
     fn send(&mut self, mut write: impl FnMut(&mut [Item]) -> usize) -> Result<u64> {
         loop {
-            let mut num = None;
-            // SAFETY: nobody may touch the ring's items but one sender and one receiver, correctly
-            // set up. This is the only sender, for the server makes a ring for each connection,
-            // and `handover::take` has checked that it is empty. The receiver reads only what is
-            // published, and `p` is what is not. A server that lies about either would touch `p`
-            // under this borrow: undefined behaviour, which `send_raw` and volatile writes avoid.
-            let published = unsafe { self.r.send_trusted(|p: &mut [Item]| *num.insert(write(p))) };
-            published
-                .map_err(cause)
-                .context("failed to publish items")?;
-            if let Some(num) = num {
+            if let Some(num) = self.ring.publish(&mut write)? {
                 self.sent += num as u64;
                 return Ok(num as u64);
             }
-
-            // The ring is full: the closure was not called. Some time for room to add up, then
-            // the signal that there is room. If it came before, there is no sleep.
-            self.check(self.server.stays(REFILL_PAUSE))?;
-            let there = self.server.wait(self.r.full_signal());
-            self.check(there.context("failed to sleep on the full signal")?)?;
+            // The ring is full. If its signal comes during the pause, there is no more sleep.
+            let full_signal = self.ring.full_signal();
+            let connected = self.server.pause(REFILL_PAUSE) && self.server.wait(full_signal);
+            ensure!(connected, "it is gone");
         }
-    }
-
-    fn check(&self, there: bool) -> Result<()> {
-        ensure!(there, "the server at `{}` is gone", self.path.display());
-        Ok(())
     }
 
     /// Says that this was the last item, and has the server confirm that it summed them all.
     fn goodbye(self) -> Result<()> {
-        let (at, sent) = (self.path.display(), self.sent);
-        let Some(summed) = self.server.goodbye() else {
-            bail!("the server at `{at}` is gone before it confirmed the sum");
-        };
-        ensure!(
-            summed == sent,
-            "the server at `{at}` summed {summed} items of {sent}"
-        );
+        let (answer, sent) = (self.server.goodbye(), self.sent);
+        let summed = answer.context("it is gone before it confirmed the sum")?;
+        ensure!(summed == sent, "it summed {summed} items of {sent}");
         Ok(())
     }
 }
 
-fn connect(path: &Path) -> Result<UnixStream> {
-    let at = path.display();
-    UnixStream::connect(path).map_err(|e| match e.kind() {
-        ErrorKind::NotFound | ErrorKind::ConnectionRefused => Error::from(e).context(format!(
-            "no server at `{at}`, start it: `cargo run --release --bin server -- --socket {at}`"
-        )),
-        _ => Error::from(e).context(format!("failed to connect to `{at}`")),
-    })
-}
-
-/// Writes `item` into up to `items` places of `p`, and returns how many.
-fn fill(p: &mut [Item], items: u64, item: f64) -> usize {
-    let num = items.min(p.len() as u64) as usize;
+/// Writes `item` into up to `items` places of `free`, and returns how many.
+fn fill(free: &mut [Item], items: u64, item: f64) -> usize {
+    let num = items.min(free.len() as u64) as usize;
     // Written once, in place: the server reads it from here.
-    p[..num].fill(item);
+    free[..num].fill(item);
     num
 }

@@ -1,32 +1,29 @@
 //! What the two programs agree on.
 //!
-//! A `client` writes items into a ring that both processes have mapped, and a `server` reads them
-//! from the same memory and adds them up. `README.md` tells the whole story from the start.
+//! A [`client`](../client/index.html) writes items into a ring that both have mapped, a
+//! [`server`](../server/index.html) adds them up there. `README.md` tells the story from the start.
 //!
-//! # The wire
+//! # The wire, to the byte
 //!
-//! 1. The client connects to the server's Unix socket. The server makes a ring for it and sends
-//!    three descriptors, each in a message of its own ([`passfd`]): the ring's *memfd*, its *empty
-//!    signal* and its *full signal*. The ring holds [`CAPACITY`] items of type [`Item`], rounded
-//!    up to whole pages.
-//! 2. The client is the ring's only producer, the server its only consumer. From here on the
-//!    socket is silent. Whoever sees it close knows that the other side is gone, however it ended.
-//! 3. Goodbye: the client shuts down its writing half of the socket. The server takes what is
-//!    left in the ring, answers with the number of items that it summed for this client (a `u64`
-//!    in the machine's byte order), and closes.
-//!
-//! # The modules
-//!
-//! - [`server`](../server/index.html) and [`client`](../client/index.html): the two programs,
-//!   `main` first, in the order in which things happen.
-//! - [`handover`]: how the ring gets from one process to the other.
-//! - [`peer`]: the other program: sleep until it has something for us, learn that it is gone.
-//! - [`socket`]: where the server listens, and what may be in that place.
-//! - [`cli`]: options, lines and exit statuses. Nothing about shared memory.
+//! 1. The client connects to the server's Unix socket. The server makes a ring and sends three
+//!    descriptors: *memfd*, *empty signal*, *full signal*. Each is a message of its own
+//!    (`SCM_RIGHTS`) with 4 bytes of zero beside it, because [`passfd`] can't send it alone; read no
+//!    more than those 4 at a time.
+//! 2. The memfd begins with the count of the items in the ring, a `usize` in the machine's byte
+//!    order, which both sides change by atomic additions. The items are behind byte 64, one after
+//!    the other, as many as fit into the whole pages that hold 64 bytes and [`CAPACITY`] items.
+//!    Both sides begin with the first item and go round. Whoever raises the count from 0 adds 1 to
+//!    the empty signal, whoever lowers it from full adds 1 to the full signal: a write of 8 bytes,
+//!    in the machine's byte order. The client is the only producer, the server the only consumer.
+//! 3. The socket is silent meanwhile. Who sees it close knows that the other side is gone.
+//! 4. Goodbye: the client shuts down its writing half of the socket. The server takes what is left
+//!    in the ring, answers with the number of items that it summed for this client, 8 bytes in the
+//!    machine's byte order, and closes.
 
 pub mod cli;
 pub mod handover;
 pub mod peer;
+pub mod ring;
 pub mod socket;
 
 /// What the ring carries.
@@ -35,11 +32,10 @@ pub mod socket;
 /// floats, arrays of them (`FromBytes` and `AsBytes` of zerocopy 0.3, which shmem-ipc asks for).
 pub type Item = f64;
 
-/// Items that the ring is asked to hold. Both sides must ask for the same number.
+/// Items that the ring is asked to hold: some 4 MB of them. Both sides must ask for the same.
 ///
-/// The ring keeps 64 bytes for its counter, and shmem-ipc rounds the whole up to pages: with
-/// pages of 4096 bytes, 977 of them hold 500216 items of 8 bytes
-/// ([`channel_bufsize`](shmem_ipc::ringbuf::channel_bufsize)).
+/// The ring holds what fits into whole pages: 500216 items of 8 bytes in the 977 pages of 4096 bytes
+/// that it takes ([`channel_bufsize`](shmem_ipc::ringbuf::channel_bufsize)).
 pub const CAPACITY: usize = 500_000;
 
 /// Where the server listens unless told otherwise.

@@ -10,26 +10,16 @@
 //! `main` prints the total, a second thread accepts clients, and each client has a thread that sums
 //! its ring (and one in [`Peer`] that watches its socket).
 
-use std::fs::File;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::panic::catch_unwind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Builder, Thread};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
-use shmem_ipc::sharedring::Receiver;
-use shmem_test::handover::{self, cause};
+use anyhow::{Context, Result};
+use shmem_test::handover::{self, Ring};
 use shmem_test::peer::Peer;
-use shmem_test::{CAPACITY, Item, cli, socket};
-
-/// From one line on stdout to the next: 20 a second, because nobody reads faster.
-const PRINT_PAUSE: Duration = Duration::from_millis(50);
-
-/// Items that are summed before room is given back to the client: 640 KiB. The last such piece is
-/// kept back. It is still in this core's second-level cache (1 MiB, say), and a client that wrote
-/// there would have to wait for each cache line of it.
-const PIECE: usize = 640 * 1024 / size_of::<Item>();
+use shmem_test::ring::Consumer;
+use shmem_test::{cli, socket};
 
 fn main() {
     cli::exit(run())
@@ -56,9 +46,11 @@ fn run() -> Result<()> {
 
 /// What the threads share.
 struct State {
+    /// Where clients connect. Used by the accepting thread alone.
     listener: UnixListener,
-    /// The sum of all items of all clients since the start.
+    /// Of all items of all clients since the start. Each client's thread adds to it, `main` reads it.
     sum: Mutex<f64>,
+    /// `main`, which sleeps until a client's thread has added to the sum and wakes it.
     printer: Thread,
 }
 
@@ -67,15 +59,14 @@ impl State {
     fn accept_clients(self: &Arc<Self>) {
         let mut shortage = None;
         for n in 1u64.. {
-            let (stream, _) = patiently(&mut shortage, || Ok(self.listener.accept()?));
+            let (stream, _) = retried(&mut shortage, || Ok(self.listener.accept()?));
             cli::note(format!("Client {n} connected"));
-            let ring = patiently(&mut shortage, add_receiver);
-
+            let ring = retried(&mut shortage, handover::make);
             let state = Arc::clone(self);
             let started = Builder::new().name(format!("client {n}")).spawn(move || {
-                // A panic would be a bug of ours. It costs this client, and no other.
-                let end = catch_unwind(move || state.serve(stream, ring));
-                let end = end.unwrap_or_else(|_| Err(anyhow!("its thread panicked")));
+                // A panic here, a bug of ours, would cost this client and no other: it ends this
+                // thread, which drops all that is the client's and so hangs up.
+                let end = state.serve(stream, ring);
                 let how = end.unwrap_or_else(|e| format!("dropped: {e:#}"));
                 cli::note(format!("Client {n} {how}"));
             });
@@ -86,18 +77,33 @@ impl State {
     }
 
     /// One client, from the hand-over to the goodbye. Returns how it ended.
-    fn serve(&self, stream: UnixStream, (mut r, signals): Ring) -> Result<String> {
-        handover::give(&stream, &r).context("failed to hand over the ring")?;
+    fn serve(&self, stream: UnixStream, (receiver, signals): Ring) -> Result<String> {
+        handover::give(&stream, &receiver).context("failed to hand over the ring")?;
         let client = Peer::watch(stream, signals).context("failed to watch its socket")?;
+        // SAFETY: the ring was made for this client, and `receiver` is its only receiving half. That
+        // the client has one sending half, and leaves alone what is published, is trust in a program
+        // of our own user (see `socket`). If it did not, `piece` would change while it is borrowed:
+        // undefined behaviour.
+        let mut ring = unsafe { Consumer::trust(receiver) };
         let mut items = 0;
         loop {
             // Asleep here, this thread costs nothing. `Receiver::block_until_readable` would not
             // do: it goes back to sleep while the ring is empty, whoever wakes it.
-            let connected = client.wait(r.empty_signal()).context("failed to sleep")?;
+            let connected = client.wait(ring.empty_signal());
 
-            // Until the ring is empty, because the client signals only when it puts items into an
+            // Until the ring is empty, because the client signals only when it publishes to an
             // empty ring: if we left some behind, there would be no further signal.
-            while let Some((num, sum)) = sum_readable(&mut r)? {
+            loop {
+                let mut sum = 0.0;
+                // One after the other: in another order, the same items have another sum.
+                let num = ring.consume(|piece| {
+                    for item in piece {
+                        sum += item;
+                    }
+                })?;
+                if num == 0 {
+                    break;
+                }
                 items += num as u64;
                 *self.lock_sum() += sum;
                 self.printer.unpark();
@@ -124,70 +130,19 @@ impl State {
                 cli::print(&line)?;
                 last_line = line;
             }
-            thread::sleep(PRINT_PAUSE);
+            thread::sleep(Duration::from_millis(50)); // Nobody reads more than 20 lines a second.
         }
     }
 
     fn lock_sum(&self) -> MutexGuard<'_, f64> {
-        // A panic can't interrupt an addition, so the sum behind a poisoned lock is right.
+        // A panic can't interrupt an addition, so the sum behind a poisoned lock would be right.
         self.sum.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The receiving half of a ring, and clones of its two signals for [`Peer::watch`].
-type Ring = (Receiver<Item>, [File; 2]);
-
-/// Makes a ring for one client: a new memfd, mapped, and two new eventfds.
-///
-/// Each client needs its own: both sides count for themselves, from 0, where in the ring they are,
-/// so a second producer would start to write where the consumer does not read.
-fn add_receiver() -> Result<Ring> {
-    let r = Receiver::new(CAPACITY).map_err(cause)?;
-    let signals = [r.empty_signal().try_clone()?, r.full_signal().try_clone()?];
-    Ok((r, signals))
-}
-
-/// Adds up what is readable at one look: up to where the ring is empty, or to its end, where it
-/// takes a second look to go on from the beginning. Returns the number of items and their sum, or
-/// `None` if the ring is empty.
-fn sum_readable(r: &mut Receiver<Item>) -> Result<Option<(usize, f64)>> {
-    let (mut sum, mut num, mut kept, mut left) = (0.0, 0, 0, usize::MAX);
-    loop {
-        let mut more = false; // An empty ring does not call the closure.
-        // SAFETY: nobody may touch the ring's items but one receiver and one sender, correctly set
-        // up. `r` made the ring and is its only receiver; the client that has its descriptors is
-        // the sender. That it leaves alone what it has published is trust: it is a program of our
-        // own user (see `socket`). If it did not, `p` would change under this borrow: undefined
-        // behaviour, which `receive_raw` and volatile reads avoid.
-        let taken = unsafe {
-            r.receive_trusted(|p: &[Item]| {
-                // `p` begins with the piece that is summed already and kept back.
-                left = left.min(p.len().saturating_sub(kept));
-                let new = left.min(PIECE);
-                // One after the other: in another order, the same items have another sum.
-                for item in p.iter().skip(kept).take(new) {
-                    sum += item;
-                }
-                left -= new;
-                more = left > 0;
-                // This much room goes back to the client, which fills it while we go on; in the
-                // end all of it, because a ring that is not empty gets no signal.
-                let back = if more { kept } else { kept + new };
-                (kept, num) = (new, num + back);
-                back
-            })
-        };
-        // The ring checks its count at each look, because the client can write anything there.
-        taken.map_err(cause).context("failed to take its items")?;
-        if !more {
-            return Ok((num > 0).then_some((num, sum)));
-        }
-    }
-}
-
-/// Tries ten times a second until it works: nobody signals when there are descriptors again. Says so
-/// once a `shortage`, which is over after a second without a failure.
-fn patiently<T>(shortage: &mut Option<Instant>, attempt: impl Fn() -> Result<T>) -> T {
+/// Tries until it works, ten times a second: nobody signals when there are descriptors again. Says
+/// so once a `shortage`, which is over after a second without a failure.
+fn retried<T>(shortage: &mut Option<Instant>, attempt: impl Fn() -> Result<T>) -> T {
     loop {
         match attempt() {
             Ok(done) => return done,

@@ -10,20 +10,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// How long another program may keep the folder locked. A server that starts needs it for much
-/// less than a millisecond, but anybody who can read the folder can lock it for good.
+/// How long another program may keep the folder locked. A server needs less than a millisecond, but
+/// anybody who can read the folder can lock it for good.
 const LOCK_LIMIT: Duration = Duration::from_secs(1);
-const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
-/// From the kernel's check of the mode to the listener's queue, a connection takes microseconds.
-const ARRIVAL_PAUSE: Duration = Duration::from_millis(10);
-
-/// Linux's number for "wrong type of socket" (errno(3)), for which std has no name.
-const EPROTOTYPE: i32 = 91;
-
-/// Listens at `path`, for this user's programs alone.
-///
-/// The socket file of a server that is gone is replaced.
+/// Listens at `path`, for this user's programs alone. The socket file of a server that is gone is
+/// replaced.
 ///
 /// # Errors
 ///
@@ -40,9 +32,9 @@ pub fn listen(path: &Path) -> Result<UnixListener> {
 
 /// Listens at a `path` that exists, if it is the socket of a server that is gone.
 fn replace_dead(path: &Path) -> Result<UnixListener> {
-    // A killed server leaves its socket file behind. To clear it away takes a lock: two servers
-    // that start together could both find it dead, and the slower one would remove what is by then
-    // the faster one's. The lock ends with `folder`.
+    // A killed server leaves its socket file behind. To clear it away takes a lock: of two servers
+    // that find it dead together, the slower one would remove what is by then the faster one's.
+    // The lock ends with `folder`.
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -52,7 +44,9 @@ fn replace_dead(path: &Path) -> Result<UnixListener> {
     let start = Instant::now();
     while let Err(e) = folder.try_lock() {
         match e {
-            TryLockError::WouldBlock if start.elapsed() < LOCK_LIMIT => thread::sleep(LOCK_PAUSE),
+            TryLockError::WouldBlock if start.elapsed() < LOCK_LIMIT => {
+                thread::sleep(Duration::from_millis(20));
+            }
             TryLockError::WouldBlock => bail!("another program has locked the folder `{name}`"),
             TryLockError::Error(e) => bail!("failed to lock the folder `{name}`: {e}"),
         }
@@ -64,12 +58,13 @@ fn replace_dead(path: &Path) -> Result<UnixListener> {
         "a file that is no socket is there"
     );
 
-    // A datagram socket never gets through to a server's, but the attempt tells whether there is
-    // a server, and without a trace: to a real connection the live server would give a ring.
+    // A datagram socket that is connected to a server's fails, and if there is a server, for being
+    // of the wrong type. That leaves no trace, where a live server would give a real connection a
+    // ring; and a server that does not listen yet, which would refuse one, is not taken for dead.
     let probe = UnixDatagram::unbound().context("failed to make a socket")?;
     match probe.connect(path) {
         Err(e) if e.kind() == ErrorKind::ConnectionRefused => {}
-        Err(e) if e.raw_os_error() != Some(EPROTOTYPE) => {
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => {
             return Err(e).context("failed to find out whether a server listens there");
         }
         _ => bail!("another server listens there"),
@@ -80,15 +75,18 @@ fn replace_dead(path: &Path) -> Result<UnixListener> {
 
 /// Keeps everybody but the owner from connecting, which takes permission to write (unix(7)).
 fn restrict(path: &Path, listener: &UnixListener) -> io::Result<()> {
-    // A new socket's mode comes from the umask. The usual one leaves others no permission to write.
+    // A new socket's mode comes from the umask. The most common one, 022, denies others to write.
     let was_open_to_others = fs::metadata(path)?.permissions().mode() & 0o022 != 0;
     fs::set_permissions(path, Permissions::from_mode(0o600))?;
     if was_open_to_others {
         // Others may have connected before the mode was set: whoever has is sent away, also who was
-        // let in just then and takes a moment to arrive.
-        thread::sleep(ARRIVAL_PAUSE);
+        // let in just then and takes a moment, of microseconds, to arrive.
+        thread::sleep(Duration::from_millis(10));
         listener.set_nonblocking(true)?;
-        while listener.accept().is_ok() {}
+        let end = listener.incoming().find_map(Result::err);
+        if let Some(e) = end.filter(|e| e.kind() != ErrorKind::WouldBlock) {
+            return Err(e);
+        }
         listener.set_nonblocking(false)?;
     }
     Ok(())

@@ -1,22 +1,15 @@
 //! What a run prints, and that it is complete.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test fails by panicking"
-)]
-
-mod common;
-
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{
-    Folder, Peer, answer, assert_asleep, await_goodbye, client, client_of, hand_over_ring,
-    readme_lines, ring_items, server, sleeps_of_main,
-};
 use shmem_ipc::sharedring::Receiver;
 use shmem_test::CAPACITY;
+
+use crate::proc::{assert_asleep, sleeps_of_main};
+use crate::programs::{Folder, client, server};
+use crate::readme;
+use crate::stand_ins::{Peer, answer, await_goodbye, client_of, hand_over_ring, ring_items};
 
 /// The figures stand for one batch a second, because the client sends what there is room for and
 /// the server adds up what there is to read: they need a server that is done with one batch when
@@ -26,8 +19,8 @@ use shmem_test::CAPACITY;
 fn sixteen_lines() {
     let items = ring_items();
     assert_eq!(items, 500_216, "the README's figures need pages of 4 KiB");
-    let sums = readme_lines("Sum: ");
-    let sendings = readme_lines("Sending ");
+    let sums = readme::lines("Sum: ");
+    let sendings = readme::lines("Sending ");
     assert_eq!((sums.len(), sendings.len()), (16, 16));
     for interval in ["0.06", "0.2", "1"] {
         let folder = Folder::new();

@@ -1,9 +1,5 @@
 //! Command lines, and a terminal that goes away.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, PipeReader};
@@ -12,10 +8,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 
-use common::{
-    CLIENT, Folder, PATIENCE, Program, SERVER, client, command, run, server, uninterrupted,
-    within_patience,
+use crate::programs::{
+    CLIENT, Folder, PATIENCE, Program, SERVER, client, command, run, server, within_patience,
 };
+use crate::stand_ins::uninterrupted;
 
 #[test]
 fn help() {
@@ -129,7 +125,7 @@ fn a_closed_stdout_ends_the_client() {
     let client = Program::start_with(command, stdout.into(), Stdio::piped());
     read_one_line(head);
     let ended = client.wait();
-    ended.assert_error(1, &["error: failed to print to stdout: Broken pipe"]);
+    ended.assert_error(1, &["failed to print to stdout: Broken pipe"]);
     server.until_err("Client 1 broke off");
 }
 

@@ -1,10 +1,6 @@
 //! Peers that break the wire's rules. A faulty client costs its own connection and nothing else; a
 //! faulty server costs the client an exit status and never a SIGBUS.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -12,16 +8,18 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use common::{
-    Ended, Folder, Peer, answer, assert_asleep, assert_unharmed, await_goodbye, client_of, ends,
-    hand_over, hand_over_ring, held, ring_items, server, until, until_asleep, within_patience,
-};
 use passfd::FdPassingExt;
 use shmem_ipc::mem::mfd::{FileSeal, Memfd, MemfdOptions};
 use shmem_ipc::sharedring::Receiver;
-use shmem_test::CAPACITY;
+use shmem_test::{CAPACITY, handover};
+
+use crate::proc::{assert_asleep, assert_unharmed, come_to_rest, held, until_asleep};
+use crate::programs::{Ended, Folder, server, server_with, until, within_patience};
+use crate::stand_ins::{
+    Peer, answer, await_goodbye, client_of, ends, hand_over, hand_over_ring, ring_items,
+};
 
 /// The most that an eventfd's counter holds.
 const MAXIMUM: u64 = u64::MAX - 1;
@@ -85,7 +83,7 @@ fn a_counter_that_was_corrupt_when_the_client_left() {
     liar.set_counter(u64::MAX);
     // Without a wake-up: the hang-up is one.
     assert_eq!(liar.goodbye(), []);
-    server.until_err("Client 1 dropped: failed to take its items: Buffer corrupt");
+    server.until_err("Client 1 dropped: failed to consume: Buffer corrupt");
     assert_unharmed(&server, &folder.socket(), &before);
 }
 
@@ -126,6 +124,26 @@ fn signals_that_do_not_block() {
     peer.publish(&[1.0]);
     server.until_out("Sum: 2");
     assert_eq!(peer.goodbye(), 2u64.to_ne_bytes());
+}
+
+/// It takes the server a descriptor to make them block again. Until there is one, it looks around
+/// now and then.
+#[test]
+fn signals_that_do_not_block_and_no_descriptor_left() {
+    let folder = Folder::new();
+    // One for the listener, six for a client.
+    let mut server = server_with(7, &folder.socket());
+    let mut peer = Peer::connect(&folder.socket());
+    peer.publish(&[1.0]);
+    server.until_out("Sum: 1");
+    set_nonblocking(peer.ring.empty_signal());
+    peer.signal(1);
+    // It tries to accept ten times a second as well.
+    come_to_rest(&[&server], Duration::from_secs(1), 30);
+    peer.publish(&[1.0]);
+    server.until_out("Sum: 2");
+    assert_eq!(peer.goodbye(), 2u64.to_ne_bytes());
+    server.until_err("Client 1 left after 2 items");
 }
 
 /// A write to an eventfd at its maximum sleeps, so a client can put to sleep whoever signals to it.
@@ -328,7 +346,7 @@ fn memory_that_shrinks_and_grows() {
             let sealed = || memory.seals().unwrap().contains(&FileSeal::SealShrink);
             // Until it is sealed, and then as it is.
             while memory.as_file().set_len(4096).is_ok() && !sealed() {
-                memory.as_file().set_len(right).unwrap();
+                let _ = memory.as_file().set_len(right);
             }
         });
         let ended = client_of(&["--batches", "1"], |stream, _| {
@@ -339,6 +357,34 @@ fn memory_that_shrinks_and_grows() {
         });
         assert_eq!(ended.code, Some(1), "{:#?}", ended.err);
     }
+}
+
+/// Neither by a client that has the server's ring, nor by a server whose ring a client has.
+#[test]
+fn nobody_resizes_the_memory() {
+    let folder = Folder::new();
+    let _server = server(&folder.socket());
+    let peer = Peer::connect(&folder.socket());
+    assert_keeps_its_size(peer.ring.memfd());
+    assert_eq!(peer.goodbye(), 0u64.to_ne_bytes());
+
+    let ended = client_of(&["--batches", "1"], |stream, _| {
+        let mut r = Receiver::<f64>::new(CAPACITY).unwrap();
+        hand_over_ring(&stream, &r);
+        await_goodbye(&stream);
+        assert_keeps_its_size(r.memfd());
+        confirm(&stream, &mut r);
+    });
+    ended.assert_done();
+}
+
+fn assert_keeps_its_size(memory: &Memfd) {
+    for len in [4096, ring_len() + 4096, 100 * ring_len()] {
+        memory.as_file().set_len(len).unwrap_err();
+    }
+    let past_the_end = memory.as_file().write_at(&[1], ring_len());
+    past_the_end.unwrap_err();
+    assert_eq!(memory.as_file().metadata().unwrap().len(), ring_len());
 }
 
 #[test]
@@ -380,6 +426,15 @@ fn a_hand_over_that_does_not_come() {
         stream
     });
     bytes.assert_error(1, &["no memfd", "without a descriptor"]);
+}
+
+/// The limit on the hand-over is the hand-over's own.
+#[test]
+fn a_failed_hand_over_leaves_no_time_limit() {
+    let (stream, other_end) = UnixStream::pair().unwrap();
+    drop(other_end);
+    assert!(handover::take(&stream).is_err());
+    assert_eq!(stream.read_timeout().unwrap(), None);
 }
 
 #[test]
@@ -435,9 +490,44 @@ fn a_server_with_signals_that_do_not_block() {
     ended.assert_done();
 }
 
+/// It ends no pause and no wait. It is looked at after the goodbye, and counts then.
+#[test]
+fn an_answer_before_the_goodbye() {
+    // The third batch is cut where the ring ends.
+    let items = 300_000 + 300_000.min(ring_items() - 300_000);
+    for (answered, code) in [(items, 0), (7, 1)] {
+        let args = ["--batches", "3", "--interval", "0.3"];
+        let ended = client_of(&args, |stream, _| {
+            let mut r = Receiver::<f64>::new(CAPACITY).unwrap();
+            let start = Instant::now();
+            hand_over_ring(&stream, &r);
+            answer(&stream, answered);
+            for _ in 0..3 {
+                r.block_until_readable().unwrap();
+                r.receive_raw(|_, n| n).unwrap();
+            }
+            await_goodbye(&stream);
+            assert!(start.elapsed() >= 2 * Duration::from_millis(300));
+        });
+        assert_eq!(ended.code, Some(code), "{:#?}", ended.err);
+    }
+    let items = ring_items() + 1;
+    let ended = client_of(&["--flood", &items.to_string()], |stream, client| {
+        let mut r = Receiver::<f64>::new(CAPACITY).unwrap();
+        hand_over_ring(&stream, &r);
+        until_asleep(client);
+        answer(&stream, items);
+        assert_asleep(&[client]);
+        r.receive_raw(|_, n| n).unwrap();
+        await_goodbye(&stream);
+    });
+    ended.assert_done();
+}
+
 #[test]
 fn a_counter_that_the_server_corrupts() {
-    let ended = client_of(&["--flood", "1000000"], |stream, client| {
+    let items = 2 * ring_items();
+    let ended = client_of(&["--flood", &items.to_string()], |stream, client| {
         let r = Receiver::<f64>::new(CAPACITY).unwrap();
         hand_over_ring(&stream, &r);
         until_asleep(client);
@@ -446,7 +536,7 @@ fn a_counter_that_the_server_corrupts() {
         r.full_signal().write_all(&1u64.to_ne_bytes()).unwrap();
         stream
     });
-    ended.assert_error(1, &["failed to publish items"]);
+    ended.assert_error(1, &["failed to publish"]);
 }
 
 #[test]

@@ -1,23 +1,12 @@
-//! The two real programs as child processes, what `/proc` tells about them, and stand-ins for both.
+//! The two real programs as child processes, each with what it prints and a time limit for it.
 //!
 //! Whatever a test holds open, a child of another test holds as well between its fork and its exec.
 //! So nothing here takes for granted that a socket is closed as soon as the test has closed it.
 
-#![allow(dead_code, reason = "each test file uses its own part")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test fails by panicking"
-)]
-
 use std::env;
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::Shutdown;
-use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::fs::FileExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::fs;
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -25,9 +14,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use passfd::FdPassingExt;
-use shmem_ipc::sharedring::{self, Sender};
-use shmem_test::CAPACITY;
+use crate::proc;
 
 /// For whatever must happen: long enough for any machine, short enough to see a hang fail.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -190,6 +177,11 @@ impl Program {
         }
     }
 
+    /// How it was started.
+    pub fn command(&self) -> &str {
+        &self.command
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -245,13 +237,16 @@ impl Program {
     pub fn stop(&self) {
         self.signal("STOP");
         // Delivery takes a moment.
-        until("the stop", || {
-            threads(self.pid()).iter().all(|t| t.state == "T")
-        });
+        until("the stop", || proc::is_stopped(self.pid()));
     }
 
     pub fn go_on(&self) {
         self.signal("CONT");
+    }
+
+    /// What Ctrl-C sends.
+    pub fn interrupt(&self) {
+        self.signal("INT");
     }
 
     fn signal(&self, name: &str) {
@@ -354,6 +349,20 @@ pub fn server_after(script: &str, socket: &Path) -> Command {
     shell
 }
 
+/// Starts a server that can open only `free` descriptors more than it begins with.
+pub fn server_with(free: u32, socket: &Path) -> Program {
+    // The limit is one on their numbers, some of which the test may have inherited.
+    let limit = format!(
+        "n=0; free={free}
+         while [ $free -gt 0 ]; do [ -h /proc/self/fd/$n ] || free=$((free - 1)); n=$((n + 1)); done
+         # Its own three are in use already.
+         ulimit -n $n"
+    );
+    let mut server = Program::start(server_after(&limit, socket));
+    server.until_err("Listening on ");
+    server
+}
+
 /// Starts a server, and returns once clients can connect.
 pub fn server(socket: &Path) -> Program {
     let mut server = Program::start(command(SERVER, socket, &[]));
@@ -377,288 +386,4 @@ pub fn run<S: AsRef<OsStr>>(program: &str, args: &[S]) -> Ended {
     let mut command = Command::new(program);
     command.args(args);
     Program::start(command).wait()
-}
-
-/// Runs the client against a server that the test plays: it gets the connection.
-pub fn client_of<T>(args: &[&str], play: impl FnOnce(UnixStream, &Program) -> T) -> Ended {
-    let folder = Folder::new();
-    let listener = UnixListener::bind(folder.socket()).unwrap();
-    let client = client(&folder.socket(), args);
-    let (stream, _) = within_patience("a client", move || listener.accept().unwrap());
-    limit(&stream);
-    let _until_the_end = play(stream, &client);
-    client.wait()
-}
-
-/// Sends three descriptors.
-pub fn hand_over(stream: &UnixStream, descriptors: [&dyn AsRawFd; 3]) {
-    for descriptor in descriptors {
-        stream.send_fd(descriptor.as_raw_fd()).unwrap();
-    }
-}
-
-/// Hands over a ring as an honest server does.
-pub fn hand_over_ring(stream: &UnixStream, r: &sharedring::Receiver<f64>) {
-    hand_over(stream, [r.memfd(), r.empty_signal(), r.full_signal()]);
-}
-
-/// Waits for the client's goodbye.
-pub fn await_goodbye(stream: &UnixStream) {
-    assert!(ends(stream), "a client has nothing to say");
-}
-
-/// Answers a goodbye.
-pub fn answer(mut stream: &UnixStream, number: usize) {
-    stream.write_all(&(number as u64).to_ne_bytes()).unwrap();
-}
-
-/// Waits for a byte or the end, and says whether it was the end.
-pub fn ends(mut stream: &UnixStream) -> bool {
-    uninterrupted(|| stream.read(&mut [0])) == 0
-}
-
-/// Tries again: a read with a time limit may be interrupted (signal(7)), and is on busy machines.
-pub fn uninterrupted<T>(mut attempt: impl FnMut() -> io::Result<T>) -> T {
-    loop {
-        match attempt() {
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            done => return done.unwrap(),
-        }
-    }
-}
-
-fn limit(stream: &UnixStream) {
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
-}
-
-/// Connects to a server and does nothing else.
-pub fn connect(socket: &Path) -> UnixStream {
-    let socket = socket.to_path_buf();
-    let stream = within_patience("a connection", move || UnixStream::connect(socket).unwrap());
-    limit(&stream);
-    stream
-}
-
-/// A client that follows the wire, or does not: every part of it is within a test's reach.
-pub struct Peer {
-    pub stream: UnixStream,
-    pub ring: Sender<f64>,
-}
-
-impl Peer {
-    pub fn connect(socket: &Path) -> Self {
-        Peer::take(connect(socket))
-    }
-
-    /// Takes the ring.
-    pub fn take(stream: UnixStream) -> Self {
-        let [memfd, empty_signal, full_signal] = [(); 3].map(|()| recv_file(&stream));
-        let ring = Sender::open(CAPACITY, memfd, empty_signal, full_signal).unwrap();
-        Peer { stream, ring }
-    }
-
-    /// Publishes items for which there must be room, and signals.
-    pub fn publish(&mut self, items: &[f64]) {
-        let mut left = items.iter();
-        self.ring
-            .sender_mut()
-            .send_foreach(items.len(), || *left.next().unwrap());
-        assert_eq!(left.len(), 0, "no room");
-        self.signal(1);
-    }
-
-    /// Adds to the empty signal's counter.
-    pub fn signal(&self, count: u64) {
-        let mut signal = self.ring.empty_signal();
-        signal.write_all(&count.to_ne_bytes()).unwrap();
-    }
-
-    /// The ring's counter: items in it.
-    pub fn counter(&self) -> u64 {
-        let mut count = [0; 8];
-        self.ring.memfd().as_file().read_at(&mut count, 0).unwrap();
-        u64::from_ne_bytes(count)
-    }
-
-    pub fn set_counter(&self, count: u64) {
-        let memory = self.ring.memfd().as_file();
-        memory.write_at(&count.to_ne_bytes(), 0).unwrap();
-    }
-
-    /// Says goodbye; returns all that the server has to say until it closes.
-    pub fn goodbye(mut self) -> Vec<u8> {
-        self.stream.shutdown(Shutdown::Write).unwrap();
-        let mut answer = vec![];
-        self.stream.read_to_end(&mut answer).unwrap();
-        answer
-    }
-}
-
-/// Receives one descriptor.
-fn recv_file(stream: &UnixStream) -> File {
-    let fd = uninterrupted(|| stream.recv_fd());
-    // SAFETY: the kernel has opened it for this message, so nobody else owns it.
-    unsafe { File::from_raw_fd(fd) }
-}
-
-/// Items that a ring holds here: it ends with a whole page, and pages differ.
-pub fn ring_items() -> usize {
-    let mut ring = Sender::<f64>::new(CAPACITY).unwrap();
-    ring.sender_mut().write_count().unwrap()
-}
-
-/// One thread of a program.
-struct Thread {
-    state: String,
-    /// How often it has gone to sleep.
-    sleeps: u64,
-    /// How often it has made way for others.
-    yields: u64,
-}
-
-impl Thread {
-    /// `None` if it has ended.
-    fn look(task: &Path) -> Option<Self> {
-        let status = fs::read_to_string(task.join("status")).ok()?;
-        let field = |name| {
-            let value = status.lines().find_map(|line| line.strip_prefix(name));
-            value.unwrap().split_whitespace().next().unwrap()
-        };
-        Some(Thread {
-            state: field("State:").to_string(),
-            sleeps: field("voluntary_ctxt_switches:").parse().unwrap(),
-            yields: field("nonvoluntary_ctxt_switches:").parse().unwrap(),
-        })
-    }
-}
-
-fn threads(pid: u32) -> Vec<Thread> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    tasks
-        .filter_map(|task| Thread::look(&task.unwrap().path()))
-        .collect()
-}
-
-/// How often the program's main thread has gone to sleep.
-pub fn sleeps_of_main(program: &Program) -> u64 {
-    let pid = program.pid();
-    let task = PathBuf::from(format!("/proc/{pid}/task/{pid}"));
-    Thread::look(&task).unwrap().sleeps
-}
-
-/// User and system time so far, in clock ticks (usually of 10 ms).
-fn ticks(pid: u32) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    // The fields from the third on (proc_pid_stat(5)).
-    let (_, fields) = stat.rsplit_once(") ").unwrap();
-    let times = fields.split(' ').skip(11).take(2);
-    times.map(|time| time.parse::<u64>().unwrap()).sum()
-}
-
-/// What a program has done so far.
-#[derive(Debug)]
-struct Activity {
-    /// One that is ready to run and has no core does nothing, but is not asleep.
-    asleep: bool,
-    ticks: u64,
-    switches: u64,
-}
-
-impl Activity {
-    fn of(program: &Program) -> Self {
-        let threads = threads(program.pid());
-        Activity {
-            asleep: threads.iter().all(|thread| thread.state == "S"),
-            ticks: ticks(program.pid()),
-            switches: threads.iter().map(|t| t.sleeps + t.yields).sum(),
-        }
-    }
-}
-
-/// Asserts that the programs come to a time in which none of their threads runs at all, not even
-/// to look around once a second.
-pub fn assert_asleep(programs: &[&Program]) {
-    come_to_rest(programs, Duration::from_millis(1200), 0);
-}
-
-/// Waits until the program waits.
-pub fn until_asleep(program: &Program) {
-    come_to_rest(&[program], Duration::from_millis(100), 0);
-}
-
-/// Asserts that the programs come to `rest` for that long: they use no CPU time and wake up `wakes`
-/// times at most. Not the first time that comes: what went before may still be going on.
-pub fn come_to_rest(programs: &[&Program], rest: Duration, wakes: u64) {
-    let activities = || -> Vec<_> { programs.iter().map(|p| Activity::of(p)).collect() };
-    let start = Instant::now();
-    let (mut before, mut since) = (activities(), Instant::now());
-    while since.elapsed() < rest {
-        thread::sleep(Duration::from_millis(20));
-        let now = activities();
-        let rests = |(before, now): (&Activity, &Activity)| {
-            let woken = before.switches..=before.switches + wakes;
-            let idle = before.ticks == now.ticks && woken.contains(&now.switches);
-            before.asleep && now.asleep && idle
-        };
-        if !before.iter().zip(&now).all(rests) {
-            let commands: Vec<_> = programs.iter().map(|program| &program.command).collect();
-            assert!(
-                start.elapsed() < PATIENCE,
-                "not at rest for {rest:?}: {commands:#?}\n{before:#?}\n{now:#?}"
-            );
-            (before, since) = (now, Instant::now());
-        }
-    }
-}
-
-/// What a process holds.
-#[derive(Debug, PartialEq)]
-pub struct Held {
-    threads: usize,
-    descriptors: usize,
-    mapped_rings: usize,
-}
-
-pub fn held(program: &Program) -> Held {
-    let proc = PathBuf::from(format!("/proc/{}", program.pid()));
-    let count = |name| fs::read_dir(proc.join(name)).unwrap().count();
-    let maps = fs::read_to_string(proc.join("maps")).unwrap();
-    Held {
-        threads: count("task"),
-        descriptors: count("fd"),
-        mapped_rings: maps.lines().filter(|line| line.contains("memfd:")).count(),
-    }
-}
-
-/// Waits until the server holds what it held before.
-pub fn until_given_back(server: &Program, before: &Held) {
-    let start = Instant::now();
-    while held(server) != *before {
-        let now = held(server);
-        assert!(start.elapsed() < PATIENCE, "{now:?} instead of {before:?}");
-        thread::sleep(Duration::from_millis(2));
-    }
-}
-
-/// Asserts that the server holds no more than `before` any more, and serves the next client as if
-/// nothing had happened.
-pub fn assert_unharmed(server: &Program, socket: &Path, before: &Held) {
-    until_given_back(server, before);
-    client(socket, &["--flood", "1000000"]).wait().assert_done();
-    until_given_back(server, before);
-}
-
-/// The lines of the original that begin so, as the README's first block with such lines shows them.
-pub fn readme_lines(beginning: &str) -> Vec<String> {
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let blocks = readme.split("\n```").skip(1).step_by(2);
-    let lines = blocks.map(|block| -> Vec<_> {
-        let lines = block.lines().filter(|line| line.starts_with(beginning));
-        lines.map(String::from).collect()
-    });
-    lines
-        .into_iter()
-        .find(|l| !l.is_empty())
-        .unwrap_or_default()
 }

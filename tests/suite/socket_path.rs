@@ -1,9 +1,5 @@
 //! What may be at the socket's path, and who may connect.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
 use std::os::unix::ffi::OsStrExt;
@@ -14,10 +10,12 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{
-    CLIENT, Ended, Folder, PATIENCE, Program, SERVER, assert_asleep, client, command, dead_socket,
-    ends, run, server, server_after, soon, until,
+use crate::proc::assert_asleep;
+use crate::programs::{
+    CLIENT, Ended, Folder, PATIENCE, Program, SERVER, client, command, dead_socket, run, server,
+    server_after, soon, until,
 };
+use crate::stand_ins::ends;
 
 /// Runs a server that must not start.
 fn refused(socket: &Path) -> Ended {
@@ -36,18 +34,23 @@ fn assert_serves(socket: &Path) {
 fn no_server() {
     let folder = Folder::new();
     let path = folder.socket();
-    let refused = || {
+    let at = path.to_str().unwrap();
+    let refused = |said: &str| {
         let ended = soon("the client's end", || client(&path, &[]).wait());
-        let advice = "cargo run --release --bin server";
-        ended.assert_error(1, &[path.to_str().unwrap(), advice]);
+        ended.assert_error(1, &[at, said]);
     };
-    // Nothing there, then a socket without a server, then no socket.
-    refused();
+    // Nothing there, then a socket without a server.
+    let advice = format!("start it: `cargo run --release --bin server -- --socket {at}`");
+    refused(&advice);
     dead_socket(&path);
-    refused();
+    refused(&advice);
+    // Where a server would refuse to start, that is no advice.
     fs::remove_file(&path).unwrap();
     fs::write(&path, "a text").unwrap();
-    refused();
+    refused("is no socket");
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    refused("is no socket");
 }
 
 #[test]

@@ -1,15 +1,11 @@
 //! The README tells the truth: its code is the code, its output the output. (That both transcripts
 //! are what the programs print is in `transcript.rs`, which reads them from the README as well.)
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::fs;
 
-use common::{CLIENT, Folder, SERVER, client, run, server};
+use crate::programs::{CLIENT, Folder, SERVER, client, run, server};
 
-const README: &str = include_str!("../README.md");
+const README: &str = include_str!("../../README.md");
 
 /// The fenced blocks of a language.
 fn fences(language: &str) -> Vec<&'static str> {
@@ -19,6 +15,16 @@ fn fences(language: &str) -> Vec<&'static str> {
         .filter(|(info, _)| *info == language)
         .map(|(_, text)| text)
         .collect()
+}
+
+/// The lines that begin so, from the first block of text with such lines.
+pub fn lines(beginning: &str) -> Vec<&'static str> {
+    let blocks = fences("text").into_iter();
+    let mut lines = blocks.map(|block| -> Vec<_> {
+        let lines = block.lines();
+        lines.filter(|line| line.starts_with(beginning)).collect()
+    });
+    lines.find(|lines| !lines.is_empty()).unwrap_or_default()
 }
 
 #[test]
@@ -35,7 +41,7 @@ fn the_code_is_from_the_sources() {
             "not in src/:\n{code}"
         );
     }
-    // So are the lines that the changes in "Make it yours" take away.
+    // So are the lines that "Another item type" replaces.
     let diffs = self::fences("diff").concat();
     for line in diffs.lines().filter_map(|line| line.strip_prefix('-')) {
         assert!(

@@ -1,16 +1,14 @@
 //! Peers that are killed, stopped, or many.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::{
-    Folder, Peer, Program, assert_asleep, assert_unharmed, client, come_to_rest, connect, held,
-    server, server_after, soon, until_asleep, until_given_back,
+use crate::proc::{
+    assert_asleep, assert_unharmed, come_to_rest, held, ignores_interrupts, until_asleep,
+    until_given_back,
 };
+use crate::programs::{Folder, Program, client, server, server_with, soon};
+use crate::stand_ins::{Peer, connect};
 
 /// So long that only a hang-up ends it: no test waits for it.
 const FOREVER: &[&str] = &["--interval", "1000"];
@@ -46,6 +44,29 @@ fn client_killed_while_it_sleeps() {
     client.kill();
     assert_eq!(broken_off(&mut server, 1), 100_000);
     assert_unharmed(&server, &folder.socket(), &before);
+}
+
+/// With Ctrl-C, as in the README.
+#[test]
+fn either_interrupted() {
+    let folder = Folder::new();
+    let mut server = server(&folder.socket());
+    let before = held(&server);
+    let mut interrupted = client(&folder.socket(), FOREVER);
+    if ignores_interrupts(&interrupted) {
+        eprintln!("skipped: whoever runs the tests ignores SIGINT, and so do they");
+        return;
+    }
+    interrupted.out();
+    server.out();
+    interrupted.interrupt();
+    assert_eq!(broken_off(&mut server, 1), 100_000);
+    assert_unharmed(&server, &folder.socket(), &before);
+
+    let mut left_alone = client(&folder.socket(), FOREVER);
+    left_alone.out();
+    server.interrupt();
+    assert_gone(left_alone, &folder.socket());
 }
 
 #[test]
@@ -125,7 +146,10 @@ fn server_killed() {
 fn assert_gone(client: Program, socket: &Path) {
     let ended = soon("the client's end", || client.wait());
     assert_eq!((ended.code, ended.err.len()), (Some(1), 1));
-    let said = format!("error: the server at `{}` is gone", socket.display());
+    let said = format!(
+        "failed to stream to the server at `{}`: it is gone",
+        socket.display()
+    );
     ended.assert_said(&[&said]);
 }
 
@@ -209,15 +233,7 @@ fn out_of_descriptors() {
     // accept it, or the last of its six.
     for free in [19, 24] {
         let folder = Folder::new();
-        // The limit is one on their numbers, some of which the test may have inherited.
-        let limit = format!(
-            "n=0; free={free}
-             while [ $free -gt 0 ]; do [ -h /proc/self/fd/$n ] || free=$((free - 1)); n=$((n + 1)); done
-             # Its own three are in use already.
-             ulimit -n $n"
-        );
-        let mut server = Program::start(server_after(&limit, &folder.socket()));
-        server.until_err("Listening on ");
+        let mut server = server_with(free, &folder.socket());
         let start = Instant::now();
         let before = held(&server);
         let peers: Vec<_> = (0..3).map(|_| Peer::connect(&folder.socket())).collect();

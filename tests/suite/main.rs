@@ -1,0 +1,19 @@
+//! One file for each promise, and some that help: the programs, stand-ins for either of them, what
+//! `/proc` tells, and the README.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+mod options;
+mod peers_that_die;
+mod peers_that_lie;
+mod proc;
+mod programs;
+mod readme;
+mod ring;
+mod socket_path;
+mod stand_ins;
+mod transcript;

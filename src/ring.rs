@@ -116,7 +116,7 @@ impl Consumer {
                     };
                     read(piece);
                     num += piece.len();
-                    more = piece.len() < new.len();
+                    more = piece.len() != new.len();
                     // One piece late, but all of it in the end: a ring that is not empty gets no
                     // signal when the producer publishes.
                     let back = if more { kept } else { kept + piece.len() };

@@ -41,7 +41,7 @@ const PACE: (usize, Duration, usize) = (2048, Duration::from_micros(50), 40_000)
 /// What a socket carries, again and again.
 const NUMBER: [u8; 8] = 1f64.to_ne_bytes();
 
-/// A socket's `write_all` gets this much at a time: from 32 KiB to 1 MiB, all are about as good.
+/// A socket's `write_all` gets this much at a time: from 64 KiB to 1 MiB, all are about as good.
 const WRITE: usize = 128 << 10;
 
 /// A socket's `read` has room for this much: more than a Unix socket holds, so that it takes all.
@@ -97,9 +97,9 @@ fn compare(at: &str) -> Result<()> {
     let rate: Figure = &|run| GIGABYTES / run.seconds;
     let cpu: Figure = &|run| run.cpu / GIGABYTES;
     table(&rows, ["share", "GB/s", "CPU, s/GB"], [share, rate, cpu])?;
-    // What one process does alone varies by less than this on an idle machine.
+    // What one process does alone varies by less, unless others run here or beside a virtual machine.
     if sorted(&rows[0].1, share)[0] < 0.9 {
-        print("warning: this machine was not idle, see the range of `no transport`")?;
+        print("warning: something else was running, see the range of `no transport`")?;
     }
 
     print(

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 
 use crate::SOCKET;
 
@@ -34,6 +34,7 @@ Options:
   -h, --help            print this help";
 
 /// What the client is asked to do.
+#[derive(Debug)]
 pub enum Work {
     /// To send that many batches, with a pause between two of them.
     Batches(u64, Duration),
@@ -52,14 +53,11 @@ pub fn server_options() -> PathBuf {
 pub fn client_options() -> (PathBuf, Work) {
     let names = ["--socket", "--batches", "--interval", "--flood"];
     let [socket, batches, interval, flood] = parse(CLIENT_HELP, names);
+    let number = |text: &str| text.parse().ok();
     let seconds = |text: &str| Duration::try_from_secs_f64(text.parse().ok()?).ok();
-    let batches = value(batches, "`--batches` takes a whole number", |text| {
-        text.parse().ok()
-    });
+    let batches = value(batches, "`--batches` takes a whole number", number);
     let interval = value(interval, "`--interval` takes a number of seconds", seconds);
-    let flood = value(flood, "`--flood` takes a whole number", |text| {
-        text.parse().ok()
-    });
+    let flood = value(flood, "`--flood` takes a whole number", number);
 
     let work = match (flood, batches, interval) {
         (Some(items), None, None) => Work::Flood(items),
@@ -113,8 +111,14 @@ fn refuse(help: &str, wrong: impl Display) -> ! {
 /// Ends the program: with status 0, or with 1 and a line on stderr that says what failed.
 pub fn exit(result: Result<()>) -> ! {
     let Err(e) = result else { process::exit(0) };
-    note(format!("error: {e:#}"));
+    note(format!("error: {}", reason(&e)));
     process::exit(1)
+}
+
+/// An error and its causes, in one line, without shmem-ipc's text, which repeats that of its cause.
+pub fn reason(error: &Error) -> String {
+    let causes = error.chain().filter(|e| !e.is::<shmem_ipc::Error>());
+    causes.map(|e| e.to_string()).collect::<Vec<_>>().join(": ")
 }
 
 /// Prints one line on stdout. Fails if that is closed (`client | head -1`), where `println!` panics.

@@ -1,20 +1,14 @@
-//! The producer: takes a ring from the server and streams numbers into it.
+//! The sender: takes a ring from the server and streams numbers into it.
 //!
-//! `server.rs` explains the words. The client's part: connect; take the ring; write items and
-//! publish them; sleep while the ring is full; say goodbye, and hear from the server that all
-//! items were summed.
+//! `server.rs` explains the words. The client's part: connect; take the ring's sending half; send;
+//! sleep while the ring is full; say goodbye, and hear from the server that all items were summed.
 
-use std::fs;
-use std::io::ErrorKind;
-use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Error, Result, ensure};
-use shmem_test::peer::Peer;
-use shmem_test::ring::Producer;
-use shmem_test::{Item, cli, handover};
+use anyhow::{Context, Result, ensure};
+use shmem_ipc::sharedring::Sender;
+use shmem_test::{Item, cli, handover, peer::Peer, ring::TrustedSender, socket};
 
 /// How long a full ring is left alone before more is written to it, so that room adds up: less than
 /// the server takes to sum a full ring. To wake us for each piece instead would cost it some speed.
@@ -26,47 +20,35 @@ fn main() {
 
 fn run() -> Result<()> {
     let (path, work) = cli::client_options();
-    let stream = connect(&path)?;
+    let at = path.display();
+    let start = format!("cargo run --release --bin server -- --socket {at}");
+    let stream = socket::connect(&path, &start)?;
     let done = Client::take_ring(stream).and_then(|client| match work {
         cli::Work::Batches(count, interval) => client.send_batches(count, interval),
         cli::Work::Flood(items) => client.flood(items),
     });
-    done.with_context(|| format!("failed to stream to the server at `{}`", path.display()))
-}
-
-fn connect(path: &Path) -> Result<UnixStream> {
-    let at = path.display();
-    UnixStream::connect(path).map_err(|e| {
-        let is_socket = fs::metadata(path).is_ok_and(|found| found.file_type().is_socket());
-        let said = match e.kind() {
-            ErrorKind::ConnectionRefused if !is_socket => format!("`{at}` is no socket"),
-            ErrorKind::NotFound | ErrorKind::ConnectionRefused => format!(
-                "no server at `{at}`, start it: `cargo run --release --bin server -- --socket {at}`"
-            ),
-            _ => format!("failed to connect to `{at}`"),
-        };
-        Error::from(e).context(said)
-    })
+    done.with_context(|| format!("failed to stream to the server at `{at}`"))
 }
 
 /// A ring, and the server that takes out what is put in.
 struct Client {
     /// The half that this program writes to.
-    ring: Producer,
+    ring: TrustedSender,
     /// Tells when the server is gone, and what it has summed.
     server: Peer,
-    /// Items that were published so far, for the comparison at the end.
+    /// Items that were sent so far, for the comparison at the end.
     sent: u64,
 }
 
 impl Client {
     fn take_ring(stream: UnixStream) -> Result<Self> {
-        let (sender, signals) = handover::take(&stream).context("failed to take over a ring")?;
-        let server = Peer::watch(stream, signals).context("failed to watch its socket")?;
+        let sender: Sender<Item> = handover::take(&stream).context("failed to take over a ring")?;
+        let signals = [sender.empty_signal(), sender.full_signal()];
+        let server = Peer::watch(stream, &signals).context("failed to watch its socket")?;
         // SAFETY: `sender` is the only sending half, because the server makes a ring for each
-        // connection. That it does so, and leaves alone what is not published, is trust in the
+        // connection. That it does so, and leaves alone what is not sent yet, is trust in the
         // server. If it did not, `free` would change while it is borrowed: undefined behaviour.
-        let ring = unsafe { Producer::trust(sender) };
+        let ring = unsafe { TrustedSender::new(sender) };
         Ok(Self {
             ring,
             server,
@@ -106,17 +88,17 @@ impl Client {
         ))
     }
 
-    /// Publishes once, as [`Producer::publish`] does, and returns the number of items.
+    /// Sends once, as [`TrustedSender::send`] does, and returns the number of items.
     ///
-    /// Sleeps while the ring is full. This is *back-pressure*: a producer that is faster than its
-    /// consumer is slowed down to its pace, and nothing is skipped or piled up.
+    /// Sleeps while the ring is full. This is *back-pressure*: a sender that is faster than its
+    /// receiver is slowed down to its pace, and nothing is skipped or piled up.
     fn send(&mut self, mut write: impl FnMut(&mut [Item]) -> usize) -> Result<u64> {
         loop {
-            if let Some(num) = self.ring.publish(&mut write)? {
+            if let Some(num) = self.ring.send(&mut write)? {
                 self.sent += num as u64;
                 return Ok(num as u64);
             }
-            // The ring is full. If its signal comes during the pause, there is no more sleep.
+            // The ring is full. A signal that comes during the pause is kept: then `wait` returns at once.
             let full_signal = self.ring.full_signal();
             let connected = self.server.pause(REFILL_PAUSE) && self.server.wait(full_signal);
             ensure!(connected, "it is gone");
@@ -125,8 +107,9 @@ impl Client {
 
     /// Says that this was the last item, and has the server confirm that it summed them all.
     fn goodbye(self) -> Result<()> {
-        let (answer, sent) = (self.server.goodbye(), self.sent);
-        let summed = answer.context("it is gone before it confirmed the sum")?;
+        let sent = self.sent;
+        let confirmed = self.server.goodbye();
+        let summed = confirmed.context("it is gone before it confirmed the sum")?;
         ensure!(summed == sent, "it summed {summed} items of {sent}");
         Ok(())
     }

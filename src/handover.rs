@@ -1,15 +1,20 @@
-//! The hand-over: a ring is made, and its three descriptors cross the socket.
+//! The hand-over: a ring's three descriptors cross the socket.
 //!
 //! A descriptor is a number that means something in one process only. It takes the kernel to hand
 //! one over: whoever receives the message (`SCM_RIGHTS`, unix(7)) gets a descriptor of its own for
-//! the same open file, as with dup(2).
+//! the same open file, as with dup(2). [`passfd`] sends and receives one such message.
+//!
+//! Whoever touches mapped memory behind the end of its file dies of SIGBUS (mmap(2)). Here the file is
+//! sealed, then measured, so it has no end to fall off. What remains is memory that the system can't
+//! find when it is first touched, under strict overcommit: that is a SIGBUS, too.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -17,95 +22,75 @@ use passfd::FdPassingExt;
 use shmem_ipc::mem::mfd::{FileSeal, Memfd, SealsHashSet};
 use shmem_ipc::sharedring::{Receiver, Sender};
 
-use super::ring::root_cause;
 use super::{CAPACITY, Item};
 
-/// How long the next descriptor may take. A live peer takes microseconds, a stopped one forever.
+const _: () = assert!(
+    align_of::<Item>() <= 64,
+    "a ring's items begin at byte 64: align `Item` to no more"
+);
+
+/// How long each of the three descriptors may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The receiving half of a ring, and clones of its empty and its full signal for
-/// [`Peer::watch`](super::peer::Peer::watch).
-pub type Ring = (Receiver<Item>, [File; 2]);
-
-/// Makes a ring: a new memfd, sealed and mapped, and two new eventfds.
+/// Gives the sending half of the ring to whoever is at the other end of `stream`: its memfd, its
+/// empty signal, its full signal.
 ///
-/// Each producer needs one of its own: both sides count for themselves, from 0, where in the ring
-/// they are, so a second producer would start to write where the consumer does not read.
+/// Each sender needs a ring of its own: a second one would begin at item 0, where the receiver does
+/// not read any more. While programs of this user have too many descriptors under way that nobody
+/// has received (`ETOOMANYREFS`, unix(7)), this waits. The socket blocks from now on, without a limit.
 ///
 /// # Errors
 ///
-/// If the system has no descriptor or no memory left.
-pub fn make() -> Result<Ring> {
-    let receiver = Receiver::new(CAPACITY).map_err(root_cause)?;
-    seal(receiver.memfd())?;
-    let signals = clones(receiver.empty_signal(), receiver.full_signal())?;
-    Ok((receiver, signals))
+/// If nobody is there any more, or if the memfd can't be sealed.
+pub fn give(stream: &UnixStream, receiver: &Receiver<Item>) -> Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_write_timeout(None)?;
+    seal(receiver.memfd())?; // Before anybody else has it.
+    send(stream, receiver.memfd()).context("failed to send the memfd")?;
+    send(stream, receiver.empty_signal()).context("failed to send the empty signal")?;
+    send(stream, receiver.full_signal()).context("failed to send the full signal")
 }
 
-/// Gives the sending half of the ring to whoever is at the other end of `stream`.
+/// Takes what [`give`] gives, and maps the memory. The socket blocks from now on, without a limit.
 ///
 /// # Errors
 ///
-/// If nobody is there any more, or if this user's programs have sent too many descriptors that
-/// nobody has received yet (`ETOOMANYREFS`, unix(7)).
-pub fn give(stream: &UnixStream, receiver: &Receiver<Item>) -> io::Result<()> {
-    stream.send_fd(receiver.memfd().as_raw_fd())?;
-    stream.send_fd(receiver.empty_signal().as_raw_fd())?;
-    stream.send_fd(receiver.full_signal().as_raw_fd())
-}
-
-/// Takes what [`give`] gives, and maps the memory. Returns clones of the signals, too, as [`make`].
-///
-/// # Errors
-///
-/// If a descriptor does not come within five seconds, or if the three are not an empty ring of
-/// [`CAPACITY`] items. Not found out: a ring that was used and emptied, and another type of the
-/// same size.
-pub fn take(stream: &UnixStream) -> Result<(Sender<Item>, [File; 2])> {
-    let limit = |limit| stream.set_read_timeout(limit).context("no time limit");
-    limit(Some(TIMEOUT))?;
+/// If one of the descriptors does not come within five seconds (a read that a signal interrupts
+/// begins again), or if the three are not an empty ring of [`CAPACITY`] items. Not found out: a ring
+/// that was used and emptied, and another type of the same size.
+pub fn take(stream: &UnixStream) -> Result<Sender<Item>> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     let received = receive_three(stream);
-    limit(None)?;
+    stream.set_read_timeout(None)?;
     let [memory, empty_signal, full_signal] = received?;
-
-    // A ring of our own, to compare with. It is gone when this function returns.
-    let (own, [eventfd, _]) = make().context("failed to make a ring to compare with")?;
     for signal in [&empty_signal, &full_signal] {
-        ensure!(kind(signal)? == kind(&eventfd)?, "a signal is no eventfd");
+        ensure!(is_eventfd(signal)?, "a signal is no eventfd");
     }
-    let signals = clones(&empty_signal, &full_signal)?;
 
-    // Whoever touches mapped memory past the end of its file dies of SIGBUS (mmap(2)). So: first
-    // seal it, then measure it, then map it. Measured first, it could shrink before it is sealed.
+    // First seal, then measure, then map. Measured first, it could shrink before it is sealed.
     let memory = Memfd::try_from_file(memory).map_err(|_| anyhow!("the memory is no memfd"))?;
     seal(&memory)?;
-    let length = |memory: &Memfd| memory.as_file().metadata().map(|data| data.len());
-    let (len, needed) = (length(&memory)?, length(own.memfd())?);
+    let memory = memory.into_file();
+    let len = memory.metadata()?.len();
+    let needed = ring_len()?;
     ensure!(len == needed, "the memfd has {len} bytes, a ring {needed}");
-    let (memory, mut count) = (memory.into_file(), [0; 8]);
+    let mut count = [0; 8];
     memory.read_exact_at(&mut count, 0).context("no count")?;
     ensure!(count == [0; 8], "the ring is in use already");
-    let ring = Sender::open(CAPACITY, memory, empty_signal, full_signal);
-    let sender = ring.map_err(root_cause).context("failed to map the ring")?;
-    Ok((sender, signals))
+    Sender::open(CAPACITY, memory, empty_signal, full_signal).context("failed to map the ring")
 }
 
-/// Forbids that the memory ever shrinks, which would be a SIGBUS for whoever has mapped it, or
-/// grows, which would let a peer fill it for as long as we hold it.
-fn seal(memory: &Memfd) -> Result<()> {
-    let wanted = SealsHashSet::from([FileSeal::SealShrink, FileSeal::SealGrow]);
-    let seals = memory.seals().context("failed to read the memfd's seals")?;
-    // Who made it may have forbidden further seals, and be right.
-    if !seals.is_superset(&wanted) {
-        let sealed = memory.add_seals(&wanted);
-        sealed.context("failed to seal the memfd")?;
+/// Sends one descriptor.
+fn send(stream: &UnixStream, file: &impl AsRawFd) -> Result<()> {
+    const ETOOMANYREFS: Option<i32> = Some(109); // On MIPS and SPARC another number, and an error.
+    loop {
+        match stream.send_fd(file.as_raw_fd()) {
+            // Nobody tells when there are fewer under way.
+            Err(e) if e.raw_os_error() == ETOOMANYREFS => thread::sleep(TIMEOUT / 50),
+            sent => return Ok(sent?),
+        }
     }
-    Ok(())
-}
-
-fn clones(empty_signal: &File, full_signal: &File) -> Result<[File; 2]> {
-    let clone = |signal: &File| signal.try_clone().context("failed to clone a signal");
-    Ok([clone(empty_signal)?, clone(full_signal)?])
 }
 
 fn receive_three(stream: &UnixStream) -> Result<[File; 3]> {
@@ -136,8 +121,29 @@ fn receive(stream: &UnixStream) -> Result<File> {
     }
 }
 
-/// What the kernel calls the kind of an open file (`/proc/pid/fd`, proc(5)).
-fn kind(file: &File) -> Result<PathBuf> {
+/// Asks the kernel what `file` is (`/proc/pid/fd`, proc(5)).
+fn is_eventfd(file: &File) -> Result<bool> {
     let link = format!("/proc/self/fd/{}", file.as_raw_fd());
-    fs::read_link(&link).with_context(|| format!("failed to read `{link}`"))
+    let target = fs::read_link(&link).with_context(|| format!("failed to read `{link}`"))?;
+    Ok(target == Path::new("anon_inode:[eventfd]"))
+}
+
+/// Forbids that the memory ever shrinks, which would be a SIGBUS for whoever has mapped it, or
+/// grows, which would let a peer fill it for as long as we hold it.
+fn seal(memory: &Memfd) -> Result<()> {
+    let wanted = SealsHashSet::from([FileSeal::SealShrink, FileSeal::SealGrow]);
+    let seals = memory.seals().context("failed to read the memfd's seals")?;
+    // Whoever made it may have forbidden further seals, and be right.
+    if !seals.is_superset(&wanted) {
+        memory
+            .add_seals(&wanted)
+            .context("failed to seal the memfd")?;
+    }
+    Ok(())
+}
+
+/// How long a ring's memory is: whole pages, and std does not tell how long a page is.
+fn ring_len() -> Result<u64> {
+    let ring = Receiver::<Item>::new(CAPACITY).context("failed to make a ring to compare with")?;
+    Ok(ring.memfd().as_file().metadata()?.len())
 }

@@ -1,30 +1,28 @@
 //! What the two programs agree on.
 //!
-//! A [`client`](../client/index.html) writes items into a ring that both have mapped, a
-//! [`server`](../server/index.html) adds them up there. `README.md` tells the story from the start.
+//! A [`client`](../client/index.html) sends items through a ring that both programs have mapped, a
+//! [`server`](../server/index.html) receives them and adds them up. `README.md` tells the story from
+//! the start. Without [`socket`], a server that was killed does not start again. Without [`handover`],
+//! a ring of another size kills whoever writes to it. Without [`peer`], whoever outlives the other
+//! program sleeps for ever. Without [`ring`], `unsafe` stands at each send and each receive.
 //!
 //! # The wire, to the byte
 //!
 //! 1. The client connects to the server's Unix socket. The server makes a ring and sends three
 //!    descriptors: *memfd*, *empty signal*, *full signal*. Each is a message of its own
-//!    (`SCM_RIGHTS`) with 4 bytes of zero beside it, because [`passfd`] can't send it alone; read no
-//!    more than those 4 at a time.
+//!    (`SCM_RIGHTS`) with 4 bytes of zero beside it, because on a stream socket, a descriptor
+//!    travels only with data (unix(7)). Read no more than those 4 bytes at a time.
 //! 2. The memfd begins with the count of the items in the ring, a `usize` in the machine's byte
-//!    order, which both sides change by atomic additions. The items are behind byte 64, one after
+//!    order, which both sides change by atomic additions. The items begin at byte 64, one after
 //!    the other, as many as fit into the whole pages that hold 64 bytes and [`CAPACITY`] items.
 //!    Both sides begin with the first item and go round. Whoever raises the count from 0 adds 1 to
 //!    the empty signal, whoever lowers it from full adds 1 to the full signal: a write of 8 bytes,
-//!    in the machine's byte order. The client is the only producer, the server the only consumer.
-//! 3. The socket is silent meanwhile. Who sees it close knows that the other side is gone.
+//!    in the machine's byte order. The client is the only sender, the server the only receiver.
+//! 3. The socket is silent meanwhile. Whoever sees it close knows that the other side is gone.
 //! 4. Goodbye: the client shuts down its writing half of the socket. The server takes what is left
-//!    in the ring, answers with the number of items that it summed for this client, 8 bytes in the
+//!    in the ring, confirms the number of items that it summed for this client, 8 bytes in the
 //!    machine's byte order, and closes.
-
-pub mod cli;
-pub mod handover;
-pub mod peer;
-pub mod ring;
-pub mod socket;
+#![doc = include_str!("../tests/example.md")]
 
 /// What the ring carries.
 ///
@@ -40,3 +38,9 @@ pub const CAPACITY: usize = 500_000;
 
 /// Where the server listens unless told otherwise.
 pub const SOCKET: &str = "/tmp/shmem-test.sock";
+
+pub mod cli;
+pub mod handover;
+pub mod peer;
+pub mod ring;
+pub mod socket;

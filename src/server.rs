@@ -1,25 +1,24 @@
-//! The consumer: gives each client a ring of its own and sums what arrives in it.
+//! The receiver: gives each client a ring of its own and sums what arrives in it.
 //!
-//! A *ring* is a buffer whose end is followed by its beginning. One *producer*, the client, puts
-//! items in; one *consumer*, this server, takes them out; they share a count of the items in it.
-//! The ring lives in a *memfd*, a file that is nothing but memory and that both have mapped. Two
-//! *eventfds* go with it, counters in the kernel on which a thread can sleep: the *empty signal*
-//! wakes the consumer of an empty ring, the *full signal* the producer of a full one. A client
-//! that is gone *hangs up*, however it ended: the kernel closes its socket.
+//! A *ring* is a buffer whose end is followed by its beginning. One *sender*, the client, puts items
+//! in; one *receiver*, this server, takes them out; they share a count of the items in it. The ring
+//! lives in a *memfd*, a file that is nothing but memory and that both have mapped. Two *eventfds* go
+//! with it, counters in the kernel on which a thread can sleep: the *empty signal* wakes the receiver
+//! of an empty ring, the *full signal* the sender of a full one. A client that is gone *hangs up*,
+//! however it ended: the kernel closes its socket.
 //!
-//! `main` prints the total, a second thread accepts clients, and each client has a thread that sums
-//! its ring (and one in [`Peer`] that watches its socket).
+//! `main` prints the sum. Each client has a thread that waits for it, makes its ring and sums what it
+//! sends, and another one, in [`Peer`], that watches its socket.
 
+use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Builder, Thread};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use shmem_test::handover::{self, Ring};
-use shmem_test::peer::Peer;
-use shmem_test::ring::Consumer;
-use shmem_test::{cli, socket};
+use anyhow::{Context, Error, Result};
+use shmem_ipc::sharedring::Receiver;
+use shmem_test::{CAPACITY, Item, cli, handover, peer::Peer, ring::TrustedReceiver, socket};
 
 fn main() {
     cli::exit(run())
@@ -30,91 +29,100 @@ fn run() -> Result<()> {
     let at = path.display();
     let said = format!("failed to listen on `{at}` (try another --socket)");
     let state = Arc::new(State {
-        listener: socket::listen(&path).context(said)?,
+        listener: Mutex::new(socket::listen(&path).context(said)?),
         sum: Mutex::new(0.0),
         printer: thread::current(),
+        last_shortage: Mutex::new(None),
     });
-    let (acceptor, listening) = (Arc::clone(&state), format!("Listening on {at}"));
-    let started = Builder::new().spawn(move || {
-        cli::note(listening);
-        acceptor.accept_clients();
-    });
-    started.context("no thread to accept clients")?;
+    let nobody_yet = lock(&state.listener); // So that the line below is the first one.
+    state.await_client(1)?;
+    cli::note(format!("Listening on {at}"));
+    drop(nobody_yet);
     // Printing is left to this thread: if stdout is closed, its error ends the program.
     state.print_sums()
 }
 
 /// What the threads share.
 struct State {
-    /// Where clients connect. Used by the accepting thread alone.
-    listener: UnixListener,
+    /// Where clients connect. One thread at a time waits here.
+    listener: Mutex<UnixListener>,
     /// Of all items of all clients since the start. Each client's thread adds to it, `main` reads it.
     sum: Mutex<f64>,
     /// `main`, which sleeps until a client's thread has added to the sum and wakes it.
     printer: Thread,
+    /// When something was short, so that it is said once and not ten times a second.
+    last_shortage: Mutex<Option<Instant>>,
 }
 
 impl State {
-    /// Accepts one client after the other, for as long as the server runs.
-    fn accept_clients(self: &Arc<Self>) {
-        let mut shortage = None;
-        for n in 1u64.. {
-            let (stream, _) = retried(&mut shortage, || Ok(self.listener.accept()?));
-            cli::note(format!("Client {n} connected"));
-            let ring = retried(&mut shortage, handover::make);
+    /// Starts the thread of the n-th client, which does not need to be there yet.
+    fn await_client(self: &Arc<Self>, n: u64) -> Result<()> {
+        let started = self.patiently(|| {
             let state = Arc::clone(self);
-            let started = Builder::new().name(format!("client {n}")).spawn(move || {
-                // A panic here, a bug of ours, would cost this client and no other: it ends this
-                // thread, which drops all that is the client's and so hangs up.
-                let end = state.serve(stream, ring);
-                let how = end.unwrap_or_else(|e| format!("dropped: {e:#}"));
-                cli::note(format!("Client {n} {how}"));
-            });
-            if let Err(e) = started {
-                cli::note(format!("Client {n} dropped: no thread for it: {e}"));
-            }
-        }
+            let thread = Builder::new().name(format!("client {n}"));
+            // If it fails, nobody can come any more.
+            thread.spawn(move || state.client(n).unwrap_or_else(|e| cli::exit(Err(e))))
+        });
+        started.context("no thread for a client").map(drop)
     }
 
-    /// One client, from the hand-over to the goodbye. Returns how it ended.
-    fn serve(&self, stream: UnixStream, (receiver, signals): Ring) -> Result<String> {
-        handover::give(&stream, &receiver).context("failed to hand over the ring")?;
-        let client = Peer::watch(stream, signals).context("failed to watch its socket")?;
+    /// The n-th client, from before it connects until it is gone. A panic, a bug of ours, would cost
+    /// this client and no other: it ends this thread, which drops all that is the client's.
+    fn client(self: &Arc<Self>, n: u64) -> Result<()> {
+        let accepted = self.patiently(|| lock(&self.listener).accept());
+        let stream = Arc::new(accepted.context("failed to accept clients")?.0);
+        cli::note(format!("Client {n} connected"));
+        let added = self.patiently(|| add_receiver(&stream));
+        // The next one's turn: a moment ago, it could have taken what was missing here.
+        self.await_client(n + 1)?;
+        let how = match added.and_then(|(receiver, client)| self.serve(receiver, client)) {
+            Ok((items, true)) => format!("left after {items} items"),
+            Ok((items, false)) => format!("broke off after {items} items"),
+            Err(e) => format!("dropped: {}", cli::reason(&e)),
+        };
+        cli::note(format!("Client {n} {how}"));
+        Ok(())
+    }
+
+    /// Sums what the client sends. Returns how many items that was, and whether the client was there
+    /// to hear it.
+    fn serve(&self, receiver: Receiver<Item>, client: Peer) -> Result<(u64, bool)> {
         // SAFETY: the ring was made for this client, and `receiver` is its only receiving half. That
-        // the client has one sending half, and leaves alone what is published, is trust in a program
+        // the client has one sending half, and leaves alone what it has sent, is trust in a program
         // of our own user (see `socket`). If it did not, `piece` would change while it is borrowed:
         // undefined behaviour.
-        let mut ring = unsafe { Consumer::trust(receiver) };
+        let mut ring = unsafe { TrustedReceiver::new(receiver) };
         let mut items = 0;
         loop {
             // Asleep here, this thread costs nothing. `Receiver::block_until_readable` would not
             // do: it goes back to sleep while the ring is empty, whoever wakes it.
             let connected = client.wait(ring.empty_signal());
-
-            // Until the ring is empty, because the client signals only when it publishes to an
-            // empty ring: if we left some behind, there would be no further signal.
-            loop {
-                let mut sum = 0.0;
-                // One after the other: in another order, the same items have another sum.
-                let num = ring.consume(|piece| {
-                    for item in piece {
-                        sum += item;
-                    }
-                })?;
-                if num == 0 {
-                    break;
-                }
-                items += num as u64;
-                *self.lock_sum() += sum;
-                self.printer.unpark();
-            }
-
+            items += self.sum_up(&mut ring)?;
             if !connected {
                 // A client that waits for this number knows that nothing was lost.
-                let told = client.answer(items);
-                let how = if told { "left" } else { "broke off" };
-                return Ok(format!("{how} after {items} items"));
+                return Ok((items, client.confirm(items)));
             }
+        }
+    }
+
+    /// Sums until the ring is empty, and returns how many items that was. The client signals only
+    /// when it sends to an empty ring: what we left behind would not wake us again.
+    fn sum_up(&self, ring: &mut TrustedReceiver) -> Result<u64> {
+        let mut items = 0;
+        loop {
+            let mut sum = 0.0;
+            // One after the other: in another order, the same items have another sum.
+            let num = ring.receive(|piece| {
+                for item in piece {
+                    sum += item;
+                }
+            })?;
+            if num == 0 {
+                return Ok(items);
+            }
+            items += num as u64;
+            *lock(&self.sum) += sum;
+            self.printer.unpark();
         }
     }
 
@@ -125,31 +133,53 @@ impl State {
             // Asleep until `unpark`, or not at all if that came during the pause.
             thread::park();
             // Lines are compared, not sums, because NaN differs from everything, itself included.
-            let line = format!("Sum: {}", self.lock_sum());
+            let line = format!("Sum: {}", lock(&self.sum));
             if line != last_line {
                 cli::print(&line)?;
                 last_line = line;
             }
-            thread::sleep(Duration::from_millis(50)); // Nobody reads more than 20 lines a second.
+            // At most 20 lines a second. Whoever stops the server in this pause misses the last one.
+            thread::sleep(Duration::from_millis(50));
         }
     }
 
-    fn lock_sum(&self) -> MutexGuard<'_, f64> {
-        // A panic can't interrupt an addition, so the sum behind a poisoned lock would be right.
-        self.sum.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Tries until nothing is missing that others give back, ten times a second: nobody signals when
+    /// there is some again. Any other error would come again and again, and is returned.
+    fn patiently<T, E: Into<Error>>(&self, attempt: impl Fn() -> Result<T, E>) -> Result<T> {
+        loop {
+            let error = match attempt().map_err(E::into) {
+                Err(e) if is_shortage(&e) => e,
+                done => return done,
+            };
+            let last = lock(&self.last_shortage).replace(Instant::now());
+            if last.is_none_or(|last| last.elapsed() > Duration::from_secs(1)) {
+                let cause = cli::reason(&error);
+                cli::note(format!("failed to equip a client, will retry: {cause}"));
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
     }
 }
 
-/// Tries until it works, ten times a second: nobody signals when there are descriptors again. Says
-/// so once a `shortage`, which is over after a second without a failure.
-fn retried<T>(shortage: &mut Option<Instant>, attempt: impl Fn() -> Result<T>) -> T {
-    loop {
-        match attempt() {
-            Ok(done) => return done,
-            Err(_) if shortage.is_some_and(|last| last.elapsed() < Duration::from_secs(1)) => {}
-            Err(e) => cli::note(format!("failed to equip a client, will retry: {e:#}")),
-        }
-        *shortage = Some(Instant::now());
-        thread::sleep(Duration::from_millis(100));
-    }
+/// Creates a ring for the client at the other end of `stream`, and sends it the ring's descriptors.
+fn add_receiver(stream: &Arc<UnixStream>) -> Result<(Receiver<Item>, Peer)> {
+    // This makes a memfd and two eventfds, and maps the memfd.
+    let receiver = Receiver::new(CAPACITY).context("failed to make a ring's memfd and eventfds")?;
+    let signals = [receiver.empty_signal(), receiver.full_signal()];
+    let client = Peer::watch(Arc::clone(stream), &signals).context("failed to watch its socket")?;
+    // Last, because what was sent can't be sent again.
+    handover::give(stream, &receiver).context("failed to hand over the ring")?;
+    Ok((receiver, client))
+}
+
+/// Whether an error comes from a lack of threads, memory or descriptors (errno(3)).
+fn is_shortage(error: &Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<io::Error>();
+    let number = cause.and_then(io::Error::raw_os_error);
+    matches!(number, Some(11 | 12 | 23 | 24 | 105)) // EAGAIN, ENOMEM, ENFILE, EMFILE, ENOBUFS
+}
+
+/// A panic can't interrupt an addition, so what is behind a poisoned lock would be right.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,9 +1,9 @@
-//! The place where the server listens, and what may be there.
+//! Where the server listens and the client connects, and what may be in that place.
 
 use std::fs::{self, File, Permissions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,7 +15,8 @@ use anyhow::{Context, Result, bail, ensure};
 const LOCK_LIMIT: Duration = Duration::from_secs(1);
 
 /// Listens at `path`, for this user's programs alone. The socket file of a server that is gone is
-/// replaced.
+/// replaced. (In a folder that two machines or two mounts share, by NFS, FUSE or 9p, a live server
+/// on the other one looks gone, too.)
 ///
 /// # Errors
 ///
@@ -30,11 +31,41 @@ pub fn listen(path: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
+/// Connects to the server at `path`.
+///
+/// # Errors
+///
+/// If no server is there (the error names `start`, the command that starts one), if something else
+/// is, if it is another user's, or if the system refuses the path.
+pub fn connect(path: &Path, start: &str) -> Result<UnixStream> {
+    let at = path.display();
+    UnixStream::connect(path).map_err(|e| {
+        let is_socket = fs::metadata(path).is_ok_and(|found| found.file_type().is_socket());
+        let said = match e.kind() {
+            ErrorKind::ConnectionRefused if !is_socket => format!("`{at}` is no socket"),
+            ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
+                format!("no server at `{at}`, start it: `{start}`")
+            }
+            _ => format!("failed to connect to `{at}`"),
+        };
+        anyhow::Error::from(e).context(said)
+    })
+}
+
 /// Listens at a `path` that exists, if it is the socket of a server that is gone.
 fn replace_dead(path: &Path) -> Result<UnixListener> {
-    // A killed server leaves its socket file behind. To clear it away takes a lock: of two servers
-    // that find it dead together, the slower one would remove what is by then the faster one's.
-    // The lock ends with `folder`.
+    // Of two servers that find a dead socket at once, the slower one would remove the faster one's.
+    let _until_the_end = lock_folder(path)?;
+    let found = fs::symlink_metadata(path).context("failed to see what is there")?;
+    let is_socket = found.file_type().is_socket();
+    ensure!(is_socket, "a file that is no socket is there");
+    ensure!(is_dead(path)?, "another server listens there");
+    fs::remove_file(path).context("failed to remove a dead server's socket")?;
+    Ok(UnixListener::bind(path)?)
+}
+
+/// Locks the folder that `path` is in, for as long as the result exists.
+fn lock_folder(path: &Path) -> Result<File> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -42,35 +73,33 @@ fn replace_dead(path: &Path) -> Result<UnixListener> {
     let name = folder.display();
     let folder = File::open(folder).with_context(|| format!("failed to open `{name}`"))?;
     let start = Instant::now();
-    while let Err(e) = folder.try_lock() {
-        match e {
-            TryLockError::WouldBlock if start.elapsed() < LOCK_LIMIT => {
+    loop {
+        match folder.try_lock() {
+            Ok(()) => return Ok(folder),
+            Err(TryLockError::WouldBlock) if start.elapsed() < LOCK_LIMIT => {
                 thread::sleep(Duration::from_millis(20));
             }
-            TryLockError::WouldBlock => bail!("another program has locked the folder `{name}`"),
-            TryLockError::Error(e) => bail!("failed to lock the folder `{name}`: {e}"),
+            Err(TryLockError::WouldBlock) => {
+                bail!("another program has locked the folder `{name}`")
+            }
+            Err(TryLockError::Error(e)) => bail!("failed to lock the folder `{name}`: {e}"),
         }
     }
+}
 
-    let metadata = fs::symlink_metadata(path).context("failed to see what is there")?;
-    ensure!(
-        metadata.file_type().is_socket(),
-        "a file that is no socket is there"
-    );
-
-    // A datagram socket that is connected to a server's fails, and if there is a server, for being
-    // of the wrong type. That leaves no trace, where a live server would give a real connection a
-    // ring; and a server that does not listen yet, which would refuse one, is not taken for dead.
+/// Whether no program has the socket at `path` open any more.
+fn is_dead(path: &Path) -> Result<bool> {
+    // A *datagram* socket fails to connect to a server's: "refused" if nobody has that one open,
+    // "wrong type" if a server has. The server does not notice, where it would make a ring for a real
+    // connection. And one that does not listen yet, which would refuse that, is not taken for dead.
     let probe = UnixDatagram::unbound().context("failed to make a socket")?;
     match probe.connect(path) {
-        Err(e) if e.kind() == ErrorKind::ConnectionRefused => {}
+        Err(e) if e.kind() == ErrorKind::ConnectionRefused => Ok(true),
         Err(e) if e.kind() == ErrorKind::PermissionDenied => {
-            return Err(e).context("failed to find out whether a server listens there");
+            Err(e).context("failed to find out whether a server listens there")
         }
-        _ => bail!("another server listens there"),
+        _ => Ok(false),
     }
-    fs::remove_file(path).context("failed to remove a dead server's socket")?;
-    Ok(UnixListener::bind(path)?)
 }
 
 /// Keeps everybody but the owner from connecting, which takes permission to write (unix(7)).
@@ -79,13 +108,16 @@ fn restrict(path: &Path, listener: &UnixListener) -> io::Result<()> {
     let was_open_to_others = fs::metadata(path)?.permissions().mode() & 0o022 != 0;
     fs::set_permissions(path, Permissions::from_mode(0o600))?;
     if was_open_to_others {
-        // Others may have connected before the mode was set: whoever has is sent away, also who was
-        // let in just then and takes a moment, of microseconds, to arrive.
+        // Others may have connected before the mode was set, and are sent away. So is whoever was let
+        // in just then and takes a moment to arrive: microseconds, unless it is held up in between.
         thread::sleep(Duration::from_millis(10));
         listener.set_nonblocking(true)?;
-        let end = listener.incoming().find_map(Result::err);
-        if let Some(e) = end.filter(|e| e.kind() != ErrorKind::WouldBlock) {
-            return Err(e);
+        loop {
+            match listener.accept() {
+                Ok(early) => drop(early),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(e) => return Err(e),
+            }
         }
         listener.set_nonblocking(false)?;
     }

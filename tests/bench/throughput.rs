@@ -13,8 +13,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{env, hint};
 
 use anyhow::{Context, Result, ensure};
+use shmem_ipc::sharedring::Receiver;
 use shmem_test::peer::Peer;
-use shmem_test::ring::{Consumer, PIECE, Producer};
+use shmem_test::ring::{PIECE, TrustedReceiver, TrustedSender};
 use shmem_test::{CAPACITY, Item, handover};
 
 const HELP: &str = "\
@@ -381,7 +382,7 @@ enum Transport {
     /// With what was read, and how much of it is the beginning of a number.
     Socket(UnixStream, Vec<u8>, usize),
     /// A ring for each direction; who spins counts.
-    Rings(Producer, Consumer, Peer, Option<u16>),
+    Rings(TrustedSender, TrustedReceiver, Peer, Option<u16>),
 }
 
 impl Line {
@@ -394,21 +395,23 @@ impl Line {
                 ahead: 0,
             });
         }
-        let (receiver, [a, b]) = handover::make()?;
+        let receiver = Receiver::new(CAPACITY)?;
         if first {
             handover::give(&stream, &receiver)?;
         }
-        let (sender, [c, d]) = handover::take(&stream)?;
+        let sender = handover::take(&stream)?;
         if !first {
             handover::give(&stream, &receiver)?;
         }
-        let peer = Peer::watch(stream, [a, b, c, d])?;
+        let (e, f) = (receiver.empty_signal(), receiver.full_signal());
+        let signals = [e, f, sender.empty_signal(), sender.full_signal()];
+        let peer = Peer::watch(stream, &signals)?;
         // SAFETY: the other process is this program as well. It has the other half, and no more.
-        let producer = unsafe { Producer::trust(sender) };
+        let sender = unsafe { TrustedSender::new(sender) };
         // SAFETY: as above.
-        let consumer = unsafe { Consumer::trust(receiver) };
+        let receiver = unsafe { TrustedReceiver::new(receiver) };
         let spins = (how == "spin").then_some(0);
-        let transport = Transport::Rings(producer, consumer, peer, spins);
+        let transport = Transport::Rings(sender, receiver, peer, spins);
         Ok(Line {
             transport,
             ahead: 0,
@@ -423,18 +426,18 @@ impl Line {
                     stream.write_all(part)?;
                     part.len()
                 }
-                Transport::Rings(producer, _, peer, _) => {
+                Transport::Rings(sender, _, peer, _) => {
                     let items = bytes / size_of::<Item>();
-                    let published = producer.publish(|free| {
+                    let sent = sender.send(|free| {
                         let num = free.len().min(items);
                         free[..num].fill(hint::black_box(Item::default()));
                         num
                     })?;
-                    if published.is_none() {
-                        let connected = peer.wait(producer.full_signal());
+                    if sent.is_none() {
+                        let connected = peer.wait(sender.full_signal());
                         ensure!(connected, "the other process is gone");
                     }
-                    published.unwrap_or(0) * size_of::<Item>()
+                    sent.unwrap_or(0) * size_of::<Item>()
                 }
             };
         }
@@ -455,8 +458,8 @@ impl Line {
                     buffer.copy_within(end - *begun..end, 0);
                     num
                 }
-                Transport::Rings(_, consumer, peer, spins) => {
-                    let num = consumer.consume(|piece| wrong += others(piece, &Item::default()))?;
+                Transport::Rings(_, receiver, peer, spins) => {
+                    let num = receiver.receive(|piece| wrong += others(piece, &Item::default()))?;
                     if num == 0 {
                         ensure!(connected, "the other process is gone");
                         connected = match spins {
@@ -464,7 +467,7 @@ impl Line {
                                 *spins = spins.wrapping_add(1);
                                 *spins > 0 || peer.pause(Duration::ZERO)
                             }
-                            None => peer.wait(consumer.empty_signal()),
+                            None => peer.wait(receiver.empty_signal()),
                         };
                     }
                     num * size_of::<Item>()

@@ -7,6 +7,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod modules;
 mod options;
 mod peers_that_die;
 mod peers_that_lie;

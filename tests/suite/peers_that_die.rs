@@ -7,8 +7,8 @@ use crate::proc::{
     assert_asleep, assert_unharmed, come_to_rest, held, ignores_interrupts, until_asleep,
     until_given_back,
 };
-use crate::programs::{Folder, Program, client, server, server_with, soon};
-use crate::stand_ins::{Peer, connect};
+use crate::programs::{Folder, Program, client, server, server_after, server_with, soon};
+use crate::stand_ins::{StandIn, connect};
 
 /// So long that only a hang-up ends it: no test waits for it.
 const FOREVER: &[&str] = &["--interval", "1000"];
@@ -86,7 +86,7 @@ fn client_killed_in_mid_stream() {
     assert_unharmed(&server, &folder.socket(), &before);
 }
 
-/// The server is stopped, so the client fills the ring and waits. All that it published by then it
+/// The server is stopped, so the client fills the ring and waits. All that it sent by then it
 /// has printed, and all of that has to be in the total although nobody was there to see it die.
 #[test]
 fn client_killed_while_it_waits_on_a_full_ring() {
@@ -116,7 +116,7 @@ fn client_gone_before_it_said_anything() {
     until_asleep(&server);
     drop(unread);
     assert_eq!(broken_off(&mut server, 1), 0);
-    drop(Peer::connect(&folder.socket()));
+    drop(StandIn::connect(&folder.socket()));
     assert_eq!(broken_off(&mut server, 2), 0);
     assert_unharmed(&server, &folder.socket(), &before);
 }
@@ -208,22 +208,47 @@ fn clients_by_the_hundred() {
     for n in 0..200 {
         let stream = connect(&folder.socket());
         if n % 3 > 0 {
-            let mut peer = Peer::take(stream);
-            peer.publish(&[1.0; 10]);
+            let mut peer = StandIn::take(stream);
+            peer.send(&[1.0; 10]);
             if n % 3 > 1 {
                 assert_eq!(peer.goodbye(), 10u64.to_ne_bytes());
             }
         }
     }
     // And at once, as many as go with the fewest descriptors that a shell may allow, 256.
-    let mut peers: Vec<_> = (0..25).map(|_| Peer::connect(&folder.socket())).collect();
+    let mut peers: Vec<_> = (0..25)
+        .map(|_| StandIn::connect(&folder.socket()))
+        .collect();
     for peer in &mut peers {
-        peer.publish(&[1.0; 10]);
+        peer.send(&[1.0; 10]);
     }
     drop(peers);
     until_given_back(&server, &before);
     server.until_out(&format!("Sum: {}", (133 + 25) * 10));
     assert_asleep(&[&server]);
+}
+
+/// What no waiting heals drops the client at once. Here the memfd would be larger than the files that
+/// the server may have; the signal that comes with the error has to be ignored, or it kills.
+#[test]
+fn a_ring_that_can_not_be_made() {
+    let folder = Folder::new();
+    let limit = "trap '' XFSZ; ulimit -f 100";
+    let mut server = Program::start(server_after(limit, &folder.socket()));
+    server.until_err("Listening on ");
+    let before = held(&server);
+    for n in 1..=2 {
+        let ended = soon("the client's end", || client(&folder.socket(), &[]).wait());
+        ended.assert_error(1, &["hung up"]);
+        let line = server.until_err(&format!("Client {n} dropped: "));
+        assert!(
+            line.contains("memfd") && line.contains("too large"),
+            "{line}"
+        );
+    }
+    until_given_back(&server, &before);
+    assert_asleep(&[&server]);
+    assert_eq!(server.all_err().len(), 5);
 }
 
 /// Whoever comes while the descriptors are in use waits, and is served when they are free again.
@@ -236,7 +261,7 @@ fn out_of_descriptors() {
         let mut server = server_with(free, &folder.socket());
         let start = Instant::now();
         let before = held(&server);
-        let peers: Vec<_> = (0..3).map(|_| Peer::connect(&folder.socket())).collect();
+        let peers: Vec<_> = (0..3).map(|_| StandIn::connect(&folder.socket())).collect();
         let waiting: Vec<_> = (0..10).map(|_| connect(&folder.socket())).collect();
         server.until_err("failed to equip a client");
         // It tries ten times a second.
@@ -244,8 +269,8 @@ fn out_of_descriptors() {
 
         drop(peers);
         for stream in waiting {
-            let mut peer = Peer::take(stream);
-            peer.publish(&[1.0]);
+            let mut peer = StandIn::take(stream);
+            peer.send(&[1.0]);
             assert_eq!(peer.goodbye(), 1u64.to_ne_bytes());
         }
         server.until_out("Sum: 10");

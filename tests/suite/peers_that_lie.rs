@@ -18,52 +18,52 @@ use shmem_test::{CAPACITY, handover};
 use crate::proc::{assert_asleep, assert_unharmed, come_to_rest, held, until_asleep};
 use crate::programs::{Ended, Folder, server, server_with, until, within_patience};
 use crate::stand_ins::{
-    Peer, answer, await_goodbye, client_of, ends, hand_over, hand_over_ring, ring_items,
+    StandIn, answer, await_goodbye, client_of, ends, hand_over, hand_over_ring, ring_items,
 };
 
 /// The most that an eventfd's counter holds.
 const MAXIMUM: u64 = u64::MAX - 1;
 
 #[test]
-fn a_corrupt_counter() {
+fn a_corrupt_count() {
     let folder = Folder::new();
     let mut server = server(&folder.socket());
     let before = held(&server);
-    let mut bystander = Peer::connect(&folder.socket());
+    let mut bystander = StandIn::connect(&folder.socket());
     let too_many = ring_items() as u64 + 1;
-    for (n, counter) in (2..).zip([u64::MAX, 1 << 63, too_many, i64::MAX as u64]) {
-        let mut liar = Peer::connect(&folder.socket());
-        liar.publish(&[1.0; 100]);
+    for (n, count) in (2..).zip([u64::MAX, 1 << 63, too_many, i64::MAX as u64]) {
+        let mut liar = StandIn::connect(&folder.socket());
+        liar.send(&[1.0; 100]);
         server.until_out(&format!("Sum: {}", (n - 1) * 100));
-        liar.set_counter(counter);
+        liar.set_count(count);
         liar.signal(1);
         let line = server.until_err(&format!("Client {n} dropped: "));
         assert!(line.contains("corrupt"), "{line}");
         // Its socket is closed, and there is no answer.
         assert!(ends(&liar.stream));
     }
-    bystander.publish(&[1.0]);
+    bystander.send(&[1.0]);
     server.until_out("Sum: 401");
     assert_eq!(bystander.goodbye(), 1u64.to_ne_bytes());
     assert_unharmed(&server, &folder.socket(), &before);
 }
 
-/// The ring subtracts what it has read from a counter that has become smaller meanwhile.
+/// The ring subtracts what it has read from a count that has become smaller meanwhile.
 #[test]
-fn a_counter_that_changes_while_the_server_reads() {
+fn a_count_that_changes_while_the_server_reads() {
     let folder = Folder::new();
     let mut server = server(&folder.socket());
     let before = held(&server);
     for n in 1..=3 {
-        let liar = Peer::connect(&folder.socket());
+        let liar = StandIn::connect(&folder.socket());
         server.until_err(&format!("Client {n} connected"));
         let mut said = None;
         until("the server to be caught", || {
             // Announced, and taken back while the server may be reading it.
             for _ in 0..1000 {
-                liar.set_counter(ring_items() as u64);
+                liar.set_count(ring_items() as u64);
                 liar.signal(1);
-                liar.set_counter(0);
+                liar.set_count(0);
             }
             said = server.unread_err().pop();
             said.is_some()
@@ -75,15 +75,15 @@ fn a_counter_that_changes_while_the_server_reads() {
 }
 
 #[test]
-fn a_counter_that_was_corrupt_when_the_client_left() {
+fn a_count_that_was_corrupt_when_the_client_left() {
     let folder = Folder::new();
     let mut server = server(&folder.socket());
     let before = held(&server);
-    let liar = Peer::connect(&folder.socket());
-    liar.set_counter(u64::MAX);
+    let liar = StandIn::connect(&folder.socket());
+    liar.set_count(u64::MAX);
     // Without a wake-up: the hang-up is one.
     assert_eq!(liar.goodbye(), []);
-    server.until_err("Client 1 dropped: failed to consume: Buffer corrupt");
+    server.until_err("Client 1 dropped: failed to receive: Buffer corrupt");
     assert_unharmed(&server, &folder.socket(), &before);
 }
 
@@ -91,7 +91,7 @@ fn a_counter_that_was_corrupt_when_the_client_left() {
 fn wake_ups_with_nothing_to_read() {
     let folder = Folder::new();
     let server = server(&folder.socket());
-    let mut peer = Peer::connect(&folder.socket());
+    let mut peer = StandIn::connect(&folder.socket());
     for _ in 0..10_000 {
         peer.signal(1);
     }
@@ -100,7 +100,7 @@ fn wake_ups_with_nothing_to_read() {
         signal.write_all(&MAXIMUM.to_ne_bytes()).unwrap();
     });
     assert_asleep(&[&server]);
-    peer.publish(&[1.0; 7]);
+    peer.send(&[1.0; 7]);
     assert_eq!(peer.goodbye(), 7u64.to_ne_bytes());
 }
 
@@ -114,14 +114,14 @@ fn set_nonblocking(signal: &File) {
 fn signals_that_do_not_block() {
     let folder = Folder::new();
     let mut server = server(&folder.socket());
-    let mut peer = Peer::connect(&folder.socket());
-    peer.publish(&[1.0]);
+    let mut peer = StandIn::connect(&folder.socket());
+    peer.send(&[1.0]);
     server.until_out("Sum: 1");
     set_nonblocking(peer.ring.empty_signal());
     set_nonblocking(peer.ring.full_signal());
     peer.signal(1);
     assert_asleep(&[&server]);
-    peer.publish(&[1.0]);
+    peer.send(&[1.0]);
     server.until_out("Sum: 2");
     assert_eq!(peer.goodbye(), 2u64.to_ne_bytes());
 }
@@ -133,14 +133,14 @@ fn signals_that_do_not_block_and_no_descriptor_left() {
     let folder = Folder::new();
     // One for the listener, six for a client.
     let mut server = server_with(7, &folder.socket());
-    let mut peer = Peer::connect(&folder.socket());
-    peer.publish(&[1.0]);
+    let mut peer = StandIn::connect(&folder.socket());
+    peer.send(&[1.0]);
     server.until_out("Sum: 1");
     set_nonblocking(peer.ring.empty_signal());
     peer.signal(1);
     // It tries to accept ten times a second as well.
     come_to_rest(&[&server], Duration::from_secs(1), 30);
-    peer.publish(&[1.0]);
+    peer.send(&[1.0]);
     server.until_out("Sum: 2");
     assert_eq!(peer.goodbye(), 2u64.to_ne_bytes());
     server.until_err("Client 1 left after 2 items");
@@ -153,12 +153,12 @@ fn signals_at_their_maximum() {
     let folder = Folder::new();
     let mut server = server(&folder.socket());
     let before = held(&server);
-    let mut liar = Peer::connect(&folder.socket());
+    let mut liar = StandIn::connect(&folder.socket());
     let mut full_signal = liar.ring.full_signal();
     full_signal.write_all(&MAXIMUM.to_ne_bytes()).unwrap();
     // A full ring: the first piece that the server takes makes it signal.
     let items = ring_items();
-    liar.publish(&vec![1.0; items]);
+    liar.send(&vec![1.0; items]);
     assert_asleep(&[&server]);
     liar.signal(MAXIMUM - 1);
     drop(liar);
@@ -174,7 +174,7 @@ fn wake_ups_that_others_read() {
     let folder = Folder::new();
     let mut server = server(&folder.socket());
     let before = held(&server);
-    let liars: Vec<_> = (0..5).map(|_| Peer::connect(&folder.socket())).collect();
+    let liars: Vec<_> = (0..5).map(|_| StandIn::connect(&folder.socket())).collect();
     for liar in &liars {
         for _ in 0..8 {
             let mut signal = liar.ring.empty_signal().try_clone().unwrap();
@@ -195,13 +195,13 @@ fn wake_ups_that_others_read() {
 fn values_that_are_not_finite() {
     let folder = Folder::new();
     let mut server = server(&folder.socket());
-    let mut peer = Peer::connect(&folder.socket());
+    let mut peer = StandIn::connect(&folder.socket());
     for (value, sum) in [(f64::INFINITY, "Sum: inf"), (f64::NEG_INFINITY, "Sum: NaN")] {
-        peer.publish(&[value]);
+        peer.send(&[value]);
         assert_eq!(server.out(), sum);
     }
     for value in [f64::NAN, -f64::NAN, 1.0] {
-        peer.publish(&[value; 3]);
+        peer.send(&[value; 3]);
         until_asleep(&server);
     }
     assert_asleep(&[&server]);
@@ -215,9 +215,9 @@ fn values_that_are_not_finite() {
 fn bytes_on_the_socket() {
     let folder = Folder::new();
     let mut server = server(&folder.socket());
-    let mut peer = Peer::connect(&folder.socket());
+    let mut peer = StandIn::connect(&folder.socket());
     peer.stream.write_all(&[7; 1_000_000]).unwrap();
-    peer.publish(&[1.0; 3]);
+    peer.send(&[1.0; 3]);
     server.until_out("Sum: 3");
     peer.stream.write_all(&[7; 9]).unwrap();
     assert_eq!(peer.goodbye(), 3u64.to_ne_bytes());
@@ -228,12 +228,12 @@ fn bytes_on_the_socket() {
 fn the_order_of_addition() {
     let folder = Folder::new();
     let mut server = server(&folder.socket());
-    let mut peer = Peer::connect(&folder.socket());
-    peer.publish(&[0.1; 3]);
+    let mut peer = StandIn::connect(&folder.socket());
+    peer.send(&[0.1; 3]);
     assert_eq!(server.out(), "Sum: 0.30000000000000004");
     // Over several pieces, still one sum that starts from 0.0.
     let items: Vec<_> = (1..=100_000).map(|i| 1.0 / f64::from(i)).collect();
-    peer.publish(&items);
+    peer.send(&items);
     let sum = 0.30000000000000004 + items.iter().fold(0.0, |sum, item| sum + item);
     assert_eq!(server.out(), format!("Sum: {sum}"));
 }
@@ -244,10 +244,10 @@ fn the_order_of_addition() {
 fn one_look_ends_where_the_ring_ends() {
     let folder = Folder::new();
     let mut server = server(&folder.socket());
-    let mut peer = Peer::connect(&folder.socket());
-    peer.publish(&vec![0.0; ring_items() - 1]);
-    until("an empty ring", || peer.counter() == 0);
-    peer.publish(&[1e16, 1.0, 1.0]);
+    let mut peer = StandIn::connect(&folder.socket());
+    peer.send(&vec![0.0; ring_items() - 1]);
+    until("an empty ring", || peer.count() == 0);
+    peer.send(&[1e16, 1.0, 1.0]);
     server.until_out("Sum: 10000000000000002");
 }
 
@@ -258,20 +258,20 @@ fn one_look_ends_where_the_ring_ends() {
 fn room_is_given_back_in_pieces() {
     let folder = Folder::new();
     let mut server = server(&folder.socket());
-    let mut peer = Peer::connect(&folder.socket());
+    let mut peer = StandIn::connect(&folder.socket());
     let mut full_signal = peer.ring.full_signal();
     full_signal.write_all(&MAXIMUM.to_ne_bytes()).unwrap();
     let items = ring_items() as u64;
-    peer.publish(&vec![1.0; ring_items()]);
-    until("the first room", || peer.counter() < items);
+    peer.send(&vec![1.0; ring_items()]);
+    until("the first room", || peer.count() < items);
     until_asleep(&server);
-    let left = peer.counter();
+    let left = peer.count();
     assert!(left > items / 2, "{left} of {items}");
 
     let mut full_signal = peer.ring.full_signal();
     full_signal.read_exact(&mut [0; 8]).unwrap();
     // All of it in the end: the client signals only when it writes to an empty ring.
-    until("an empty ring", || peer.counter() == 0);
+    until("an empty ring", || peer.count() == 0);
     server.until_out(&format!("Sum: {items}"));
 }
 
@@ -327,9 +327,9 @@ fn memory_that_is_no_ring_of_the_right_size() {
 
     // Used, full, or corrupt.
     let items = ring_items() as u64;
-    for counter in [1, items, items + 1, u64::MAX] {
+    for count in [1, items, items + 1, u64::MAX] {
         let used = memfd(right);
-        used.as_file().write_at(&counter.to_ne_bytes(), 0).unwrap();
+        used.as_file().write_at(&count.to_ne_bytes(), 0).unwrap();
         client_with_memory(&used).assert_error(1, &["ring"]);
     }
 }
@@ -364,7 +364,7 @@ fn memory_that_shrinks_and_grows() {
 fn nobody_resizes_the_memory() {
     let folder = Folder::new();
     let _server = server(&folder.socket());
-    let peer = Peer::connect(&folder.socket());
+    let peer = StandIn::connect(&folder.socket());
     assert_keeps_its_size(peer.ring.memfd());
     assert_eq!(peer.goodbye(), 0u64.to_ne_bytes());
 
@@ -525,7 +525,7 @@ fn an_answer_before_the_goodbye() {
 }
 
 #[test]
-fn a_counter_that_the_server_corrupts() {
+fn a_count_that_the_server_corrupts() {
     let items = 2 * ring_items();
     let ended = client_of(&["--flood", &items.to_string()], |stream, client| {
         let r = Receiver::<f64>::new(CAPACITY).unwrap();
@@ -536,7 +536,7 @@ fn a_counter_that_the_server_corrupts() {
         r.full_signal().write_all(&1u64.to_ne_bytes()).unwrap();
         stream
     });
-    ended.assert_error(1, &["failed to publish"]);
+    ended.assert_error(1, &["failed to send"]);
 }
 
 #[test]

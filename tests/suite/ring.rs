@@ -29,17 +29,17 @@ mod frames {
     pub mod ring;
 }
 
-use numbers::ring::{Consumer, PIECE, Producer};
+use numbers::ring::{PIECE, TrustedReceiver, TrustedSender};
 
 /// Both ends of a ring of three pieces and a rest, and what its numbers say.
 struct Ring {
-    producer: Producer,
-    consumer: Consumer,
+    sender: TrustedSender,
+    receiver: TrustedReceiver,
     /// Items that the ring holds.
     size: usize,
     /// The ring's memory, which begins with the count.
     memory: File,
-    /// The next number to publish.
+    /// The next number to send.
     next: u64,
 }
 
@@ -55,12 +55,12 @@ impl Ring {
         assert!((3 * PIECE + 1..4 * PIECE).contains(&size));
         // SAFETY: both halves are this value's own, and it uses nothing else of the memory but the
         // count.
-        let producer = unsafe { Producer::trust(sender) };
+        let sender = unsafe { TrustedSender::new(sender) };
         // SAFETY: as above.
-        let consumer = unsafe { Consumer::trust(receiver) };
+        let receiver = unsafe { TrustedReceiver::new(receiver) };
         Ring {
-            producer,
-            consumer,
+            sender,
+            receiver,
             size,
             memory,
             next: 0,
@@ -68,14 +68,14 @@ impl Ring {
     }
 
     /// Publishes up to `most` numbers.
-    fn publish(&mut self, most: usize) -> Option<usize> {
-        publish(&mut self.producer, &mut self.next, most)
+    fn send(&mut self, most: usize) -> Option<usize> {
+        send(&mut self.sender, &mut self.next, most)
     }
 
     /// Takes what there is in one go: the numbers of all pieces.
-    fn consume(&mut self) -> Vec<Vec<u64>> {
+    fn receive(&mut self) -> Vec<Vec<u64>> {
         let mut pieces = vec![];
-        let num = self.consumer.consume(|piece| pieces.push(piece.to_vec()));
+        let num = self.receiver.receive(|piece| pieces.push(piece.to_vec()));
         assert_eq!(num.unwrap(), pieces.concat().len());
         pieces
     }
@@ -92,8 +92,8 @@ fn set_count(memory: &File, count: u64) {
     memory.write_all_at(&count.to_ne_bytes(), 0).unwrap();
 }
 
-fn publish(producer: &mut Producer, next: &mut u64, most: usize) -> Option<usize> {
-    let published = producer.publish(|free| {
+fn send(sender: &mut TrustedSender, next: &mut u64, most: usize) -> Option<usize> {
+    let sent = sender.send(|free| {
         let num = free.len().min(most);
         free[..num].fill_with(|| {
             *next += 1;
@@ -101,17 +101,17 @@ fn publish(producer: &mut Producer, next: &mut u64, most: usize) -> Option<usize
         });
         num
     });
-    published.unwrap()
+    sent.unwrap()
 }
 
-/// What the producer could write at this moment, in one piece.
-fn room(producer: &mut Producer) -> usize {
+/// What the sender could write at this moment, in one piece.
+fn room(sender: &mut TrustedSender) -> usize {
     let mut room = 0;
-    let published = producer.publish(|free| {
+    let sent = sender.send(|free| {
         room = free.len();
         0
     });
-    assert_eq!(published.unwrap(), (room > 0).then_some(0));
+    assert_eq!(sent.unwrap(), (room > 0).then_some(0));
     room
 }
 
@@ -120,18 +120,18 @@ fn room_is_given_back_one_piece_late_and_all_of_it_in_the_end() {
     assert_eq!(PIECE * size_of::<u64>(), 640 * 1024);
     let mut ring = Ring::new();
     let rest = ring.size - 3 * PIECE;
-    assert_eq!(ring.publish(usize::MAX), Some(ring.size));
+    assert_eq!(ring.send(usize::MAX), Some(ring.size));
     let (mut pieces, mut rooms) = (vec![], vec![]);
-    let num = ring.consumer.consume(|piece| {
+    let num = ring.receiver.receive(|piece| {
         pieces.push(piece.to_vec());
-        rooms.push(room(&mut ring.producer));
+        rooms.push(room(&mut ring.sender));
     });
     assert_eq!(num.unwrap(), ring.size);
     let lens: Vec<_> = pieces.iter().map(Vec::len).collect();
     assert_eq!(lens, [PIECE, PIECE, PIECE, rest]);
     assert_eq!(rooms, [0, 0, PIECE, 2 * PIECE]);
     assert!(pieces.concat().into_iter().eq(0..ring.next));
-    assert_eq!(room(&mut ring.producer), ring.size);
+    assert_eq!(room(&mut ring.sender), ring.size);
 }
 
 /// What is no more than a piece is lent at once.
@@ -145,8 +145,8 @@ fn pieces_end_where_the_items_end() {
         (2 * PIECE, vec![PIECE, PIECE]),
     ] {
         let mut ring = Ring::new();
-        assert_eq!(ring.publish(items), Some(items));
-        let pieces = ring.consume();
+        assert_eq!(ring.send(items), Some(items));
+        let pieces = ring.receive();
         assert!(pieces.iter().map(Vec::len).eq(lens));
         assert_eq!(ring.count(), 0);
     }
@@ -156,13 +156,13 @@ fn pieces_end_where_the_items_end() {
 fn the_end_of_the_ring_takes_a_second_call() {
     let mut ring = Ring::new();
     let first = ring.size - 10;
-    assert_eq!(ring.publish(first), Some(first));
-    assert_eq!(ring.consume().concat().len(), first);
+    assert_eq!(ring.send(first), Some(first));
+    assert_eq!(ring.receive().concat().len(), first);
     // All of it is free, but not in one piece.
-    assert_eq!(ring.publish(30), Some(10));
-    assert_eq!(ring.publish(20), Some(20));
-    let at_the_end = ring.consume();
-    let at_the_beginning = ring.consume();
+    assert_eq!(ring.send(30), Some(10));
+    assert_eq!(ring.send(20), Some(20));
+    let at_the_end = ring.receive();
+    let at_the_beginning = ring.receive();
     let expected = (first as u64..).take(30);
     assert_eq!((at_the_end[0].len(), at_the_beginning[0].len()), (10, 20));
     assert!(
@@ -172,19 +172,19 @@ fn the_end_of_the_ring_takes_a_second_call() {
             .into_iter()
             .eq(expected)
     );
-    assert!(ring.consume().is_empty());
+    assert!(ring.receive().is_empty());
 }
 
 /// It refills whatever room it gets, so that the ring is never empty.
 #[test]
-fn a_producer_that_never_stops_is_left_after_one_turn() {
+fn a_sender_that_never_stops_is_left_after_one_turn() {
     let mut ring = Ring::new();
-    ring.publish(PIECE + 7).unwrap();
+    ring.send(PIECE + 7).unwrap();
     let mut taken = vec![];
     for turn in 0..3 {
-        let num = ring.consumer.consume(|piece| {
+        let num = ring.receiver.receive(|piece| {
             taken.extend_from_slice(piece);
-            publish(&mut ring.producer, &mut ring.next, usize::MAX);
+            send(&mut ring.sender, &mut ring.next, usize::MAX);
         });
         assert_eq!(num.unwrap(), ring.size, "in turn {turn}");
     }
@@ -197,9 +197,9 @@ fn an_item_that_is_larger_than_a_piece() {
     let memory = receiver.memfd().as_file().try_clone().unwrap();
     set_count(&memory, 8);
     // SAFETY: nobody else has the ring.
-    let mut consumer = unsafe { frames::ring::Consumer::trust(receiver) };
+    let mut receiver = unsafe { frames::ring::TrustedReceiver::new(receiver) };
     let mut lens = vec![];
-    let num = consumer.consume(|piece| lens.push(piece.len()));
+    let num = receiver.receive(|piece| lens.push(piece.len()));
     assert_eq!((num.unwrap(), lens), (8, vec![1; 8]));
 }
 
@@ -207,24 +207,24 @@ fn an_item_that_is_larger_than_a_piece() {
 fn a_full_ring_lends_no_room_and_an_empty_one_no_items() {
     let mut ring = Ring::new();
     let num = ring
-        .consumer
-        .consume(|_| panic!("there is nothing to read"));
+        .receiver
+        .receive(|_| panic!("there is nothing to read"));
     assert_eq!(num.unwrap(), 0);
-    assert_eq!(ring.publish(usize::MAX), Some(ring.size));
-    let num = ring.producer.publish(|_| panic!("there is no room"));
+    assert_eq!(ring.send(usize::MAX), Some(ring.size));
+    let num = ring.sender.send(|_| panic!("there is no room"));
     assert_eq!(num.unwrap(), None);
 }
 
 #[test]
-fn more_than_was_lent_is_not_published() {
+fn more_than_was_lent_is_not_sent() {
     let mut ring = Ring::new();
-    let error = ring.producer.publish(|free| free.len() + 1).unwrap_err();
+    let error = ring.sender.send(|free| free.len() + 1).unwrap_err();
     assert!(
         format!("{error:#}").contains("wrote more items"),
         "{error:#}"
     );
-    assert_eq!((ring.count(), ring.publish(1)), (0, Some(1)));
-    assert_eq!(ring.consume(), [[0]]);
+    assert_eq!((ring.count(), ring.send(1)), (0, Some(1)));
+    assert_eq!(ring.receive(), [[0]]);
 }
 
 #[test]
@@ -233,11 +233,11 @@ fn a_count_out_of_range_is_an_error_on_either_side() {
     for count in [ring.size as u64 + 1, u64::MAX] {
         set_count(&ring.memory, count);
         for error in [
-            ring.producer
-                .publish(|_| panic!("there is no ring"))
+            ring.sender
+                .send(|_| panic!("there is no ring"))
                 .unwrap_err(),
-            ring.consumer
-                .consume(|_| panic!("there is no ring"))
+            ring.receiver
+                .receive(|_| panic!("there is no ring"))
                 .unwrap_err(),
         ] {
             assert!(format!("{error:#}").contains("Buffer corrupt"), "{error:#}");
@@ -245,7 +245,7 @@ fn a_count_out_of_range_is_an_error_on_either_side() {
     }
 }
 
-/// While the consumer is at work, which has a piece that it has not given back. What it lends and
+/// While the receiver is at work, which has a piece that it has not given back. What it lends and
 /// what it says that it has lent are the same, and it comes to an end.
 #[test]
 fn a_count_that_falls_meanwhile() {
@@ -259,10 +259,10 @@ fn a_count_that_falls_meanwhile() {
         (size + 1, None),
     ] {
         let mut ring = Ring::new();
-        ring.publish(usize::MAX);
+        ring.send(usize::MAX);
         let mut lies = iter::once(count);
         let mut total = 0;
-        let num = ring.consumer.consume(|piece| {
+        let num = ring.receiver.receive(|piece| {
             total += piece.len();
             if let Some(count) = lies.next() {
                 set_count(&ring.memory, count);
@@ -276,17 +276,17 @@ fn a_count_that_falls_meanwhile() {
 #[test]
 fn a_panic_leaves_what_was_not_given_back() {
     let mut ring = Ring::new();
-    ring.publish(usize::MAX);
+    ring.send(usize::MAX);
     let mut pieces = 0;
     let panicked = catch_unwind(AssertUnwindSafe(|| {
-        ring.consumer.consume(|_| {
+        ring.receiver.receive(|_| {
             pieces += 1;
             assert!(pieces < 3);
         })
     }));
     assert!(panicked.is_err());
     assert!(
-        ring.consume()
+        ring.receive()
             .concat()
             .into_iter()
             .eq(PIECE as u64..ring.next)

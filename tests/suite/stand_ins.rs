@@ -77,25 +77,25 @@ pub fn connect(socket: &Path) -> UnixStream {
 }
 
 /// A client that follows the wire, or does not: every part of it is within a test's reach.
-pub struct Peer {
+pub struct StandIn {
     pub stream: UnixStream,
     pub ring: Sender<f64>,
 }
 
-impl Peer {
+impl StandIn {
     pub fn connect(socket: &Path) -> Self {
-        Peer::take(connect(socket))
+        StandIn::take(connect(socket))
     }
 
     /// Takes the ring.
     pub fn take(stream: UnixStream) -> Self {
         let [memfd, empty_signal, full_signal] = [(); 3].map(|()| recv_file(&stream));
         let ring = Sender::open(CAPACITY, memfd, empty_signal, full_signal).unwrap();
-        Peer { stream, ring }
+        StandIn { stream, ring }
     }
 
-    /// Publishes items for which there must be room, and signals.
-    pub fn publish(&mut self, items: &[f64]) {
+    /// Sends items for which there must be room, and signals.
+    pub fn send(&mut self, items: &[f64]) {
         let mut left = items.iter();
         self.ring
             .sender_mut()
@@ -110,14 +110,14 @@ impl Peer {
         signal.write_all(&count.to_ne_bytes()).unwrap();
     }
 
-    /// The ring's counter: items in it.
-    pub fn counter(&self) -> u64 {
+    /// The ring's count: items in it.
+    pub fn count(&self) -> u64 {
         let mut count = [0; 8];
         self.ring.memfd().as_file().read_at(&mut count, 0).unwrap();
         u64::from_ne_bytes(count)
     }
 
-    pub fn set_counter(&self, count: u64) {
+    pub fn set_count(&self, count: u64) {
         let memory = self.ring.memfd().as_file();
         memory.write_at(&count.to_ne_bytes(), 0).unwrap();
     }

@@ -9,7 +9,7 @@ use shmem_test::CAPACITY;
 use crate::proc::{assert_asleep, sleeps_of_main};
 use crate::programs::{Folder, client, server};
 use crate::readme;
-use crate::stand_ins::{Peer, answer, await_goodbye, client_of, hand_over_ring, ring_items};
+use crate::stand_ins::{StandIn, answer, await_goodbye, client_of, hand_over_ring, ring_items};
 
 /// The figures stand for one batch a second, because the client sends what there is room for and
 /// the server adds up what there is to read: they need a server that is done with one batch when
@@ -148,11 +148,11 @@ fn several_clients_at_once_add_up_exactly() {
     }
     server.until_out("Sum: 40000000");
 
-    let peers: Vec<_> = (0..8).map(|_| Peer::connect(&folder.socket())).collect();
+    let peers: Vec<_> = (0..8).map(|_| StandIn::connect(&folder.socket())).collect();
     let threads = peers.into_iter().map(|mut peer| {
         thread::spawn(move || {
             for _ in 0..200_000 {
-                peer.publish(&[1.0]);
+                peer.send(&[1.0]);
             }
             assert_eq!(peer.goodbye(), 200_000u64.to_ne_bytes());
         })
@@ -183,11 +183,11 @@ fn twenty_lines_a_second_and_always_the_last_total() {
     for item in [1.0, f64::NAN] {
         let folder = Folder::new();
         let mut server = server(&folder.socket());
-        let mut peer = Peer::connect(&folder.socket());
+        let mut peer = StandIn::connect(&folder.socket());
         let (start, before) = (Instant::now(), sleeps_of_main(&server));
         let mut total = 0.0;
         while start.elapsed() < Duration::from_secs(1) {
-            peer.publish(&[item]);
+            peer.send(&[item]);
             total += item;
         }
         let sleeps = sleeps_of_main(&server) - before;

@@ -59,14 +59,12 @@ pub fn client_options() -> (PathBuf, Work) {
     let interval = value(interval, "`--interval` takes a number of seconds", seconds);
     let flood = value(flood, "`--flood` takes a whole number", number);
 
+    let pause = interval.unwrap_or(Duration::from_secs(1));
     let work = match (flood, batches, interval) {
         (Some(items), None, None) => Work::Flood(items),
         (Some(_), Some(_), _) => refuse(CLIENT_HELP, "`--flood` excludes `--batches`"),
         (Some(_), ..) => refuse(CLIENT_HELP, "`--flood` excludes `--interval`"),
-        (None, batches, interval) => Work::Batches(
-            batches.unwrap_or(u64::MAX),
-            interval.unwrap_or(Duration::from_secs(1)),
-        ),
+        (None, ..) => Work::Batches(batches.unwrap_or(u64::MAX), pause),
     };
     (socket.map_or_else(|| SOCKET.into(), PathBuf::from), work)
 }

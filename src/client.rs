@@ -10,10 +10,6 @@ use anyhow::{Context, Result, ensure};
 use shmem_ipc::sharedring::Sender;
 use shmem_test::{Item, cli, handover, peer::Peer, ring::TrustedSender, socket};
 
-/// How long a full ring is left alone before more is written to it, so that room adds up: less than
-/// the server takes to sum a full ring. To wake us for each piece instead would cost it some speed.
-const REFILL_PAUSE: Duration = Duration::from_micros(100);
-
 fn main() {
     cli::exit(run())
 }
@@ -49,11 +45,8 @@ impl Client {
         // connection. That it does so, and leaves alone what is not sent yet, is trust in the
         // server. If it did not, `free` would change while it is borrowed: undefined behaviour.
         let ring = unsafe { TrustedSender::new(sender) };
-        Ok(Self {
-            ring,
-            server,
-            sent: 0,
-        })
+        let sent = 0;
+        Ok(Self { ring, server, sent })
     }
 
     fn send_batches(mut self, count: u64, interval: Duration) -> Result<()> {
@@ -83,9 +76,8 @@ impl Client {
         self.goodbye()?;
         let seconds = start.elapsed().as_secs_f64();
         let rate = items as f64 * size_of::<Item>() as f64 / 1e9 / seconds;
-        cli::print(format!(
-            "Sent {items} items in {seconds:.3} s: {rate:.2} GB/s"
-        ))
+        let figures = format!("{seconds:.3} s: {rate:.2} GB/s");
+        cli::print(format!("Sent {items} items in {figures}"))
     }
 
     /// Sends once, as [`TrustedSender::send`] does, and returns the number of items.
@@ -98,9 +90,9 @@ impl Client {
                 self.sent += num as u64;
                 return Ok(num as u64);
             }
-            // The ring is full. A signal that comes during the pause is kept: then `wait` returns at once.
-            let full_signal = self.ring.full_signal();
-            let connected = self.server.pause(REFILL_PAUSE) && self.server.wait(full_signal);
+            // Full. Let room add up, and then sleep. A signal that comes in between is not lost.
+            let pause = self.ring.refill_pause();
+            let connected = self.server.pause(pause) && self.server.wait(self.ring.full_signal());
             ensure!(connected, "it is gone");
         }
     }

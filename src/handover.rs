@@ -40,7 +40,6 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// has received (`ETOOMANYREFS`, unix(7)), this waits. The socket blocks from now on, without a limit.
 ///
 /// # Errors
-///
 /// If nobody is there any more, or if the memfd can't be sealed.
 pub fn give(stream: &UnixStream, receiver: &Receiver<Item>) -> Result<()> {
     stream.set_nonblocking(false)?;
@@ -54,7 +53,6 @@ pub fn give(stream: &UnixStream, receiver: &Receiver<Item>) -> Result<()> {
 /// Takes what [`give`] gives, and maps the memory. The socket blocks from now on, without a limit.
 ///
 /// # Errors
-///
 /// If one of the descriptors does not come within five seconds (a read that a signal interrupts
 /// begins again), or if the three are not an empty ring of [`CAPACITY`] items. Not found out: a ring
 /// that was used and emptied, and another type of the same size.
@@ -83,11 +81,11 @@ pub fn take(stream: &UnixStream) -> Result<Sender<Item>> {
 
 /// Sends one descriptor.
 fn send(stream: &UnixStream, file: &impl AsRawFd) -> Result<()> {
-    const ETOOMANYREFS: Option<i32> = Some(109); // On MIPS and SPARC another number, and an error.
+    const TOO_MANY: Option<i32> = Some(109); // ETOOMANYREFS. On MIPS and SPARC, it is an error.
     loop {
         match stream.send_fd(file.as_raw_fd()) {
             // Nobody tells when there are fewer under way.
-            Err(e) if e.raw_os_error() == ETOOMANYREFS => thread::sleep(TIMEOUT / 50),
+            Err(e) if e.raw_os_error() == TOO_MANY => thread::sleep(Duration::from_millis(100)),
             sent => return Ok(sent?),
         }
     }

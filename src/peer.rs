@@ -46,7 +46,6 @@ impl Peer {
     /// signals of the ring, or of each ring if there are more. A clone of each takes a descriptor.
     ///
     /// # Errors
-    ///
     /// If the system has no descriptor or no thread left.
     pub fn watch(stream: impl Into<Arc<UnixStream>>, signals: &[&File]) -> io::Result<Self> {
         let stream = stream.into();
@@ -108,9 +107,8 @@ impl Peer {
         self.confirmed.recv().ok()
     }
 
-    /// Answers a goodbye with the number of items that have arrived, and says whether anybody was
-    /// there to read it: a peer that was killed has closed its socket for good, and a write to that
-    /// fails (unix(7), `EPIPE`).
+    /// Answers a goodbye with the number of items that have arrived. Says whether the peer was there
+    /// to read it: after a kill its socket is closed, and a write to that fails (unix(7), `EPIPE`).
     #[must_use]
     pub fn confirm(self, number: u64) -> bool {
         (&*self.stream).write_all(&number.to_ne_bytes()).is_ok()
@@ -137,8 +135,7 @@ fn read_to_the_end(mut stream: &UnixStream, confirming: Sender<u64>) {
             Ok(len) if number.len() < 8 => {
                 number.extend_from_slice(&bytes[..len]);
                 if let Some(first) = number.first_chunk() {
-                    // If nobody takes it, nobody needs it.
-                    let _ = confirming.send(u64::from_ne_bytes(*first));
+                    let _ = confirming.send(u64::from_ne_bytes(*first)); // Nobody may need it.
                 }
             }
             Ok(_) => {} // A client has nothing to say.

@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// How long another program may keep the folder locked. A server needs less than a millisecond, but
-/// anybody who can read the folder can lock it for good.
+/// How long others may keep the folder locked. A server needs less than a millisecond for it.
 const LOCK_LIMIT: Duration = Duration::from_secs(1);
 
 /// Listens at `path`, for this user's programs alone. The socket file of a server that is gone is
@@ -19,7 +18,6 @@ const LOCK_LIMIT: Duration = Duration::from_secs(1);
 /// on the other one looks gone, too.)
 ///
 /// # Errors
-///
 /// If a live server listens at `path`, if anything else is there, or if the system refuses the
 /// path (one of more than 107 bytes, for example: unix(7)). What is there stays as it is.
 pub fn listen(path: &Path) -> Result<UnixListener> {
@@ -34,7 +32,6 @@ pub fn listen(path: &Path) -> Result<UnixListener> {
 /// Connects to the server at `path`.
 ///
 /// # Errors
-///
 /// If no server is there (the error names `start`, the command that starts one), if something else
 /// is, if it is another user's, or if the system refuses the path.
 pub fn connect(path: &Path, start: &str) -> Result<UnixStream> {

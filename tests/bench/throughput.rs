@@ -1,21 +1,19 @@
 //! `cargo bench`: the ring beside a Unix socket and beside no transport, by rate and by size of
-//! message, in about a minute. What it prints explains itself.
-//!
-//! Each figure is from two processes of this program, a writer and a reader (one where there is no
-//! transport). The rows of a table take turns.
+//! message, in about a minute. Each figure is from two processes of this program, a writer and a
+//! reader (one where there is no transport). The rows of a table take turns.
 
 use std::fs;
-use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read, Write};
 use std::iter;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{self, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use std::{env, hint};
+use std::{env, hint, thread};
 
 use anyhow::{Context, Result, ensure};
 use shmem_ipc::sharedring::Receiver;
 use shmem_test::peer::Peer;
-use shmem_test::ring::{PIECE, TrustedReceiver, TrustedSender};
+use shmem_test::ring::{Looks, PIECE, TrustedReceiver, TrustedSender};
 use shmem_test::{CAPACITY, Item, handover};
 
 const HELP: &str = "\
@@ -23,7 +21,7 @@ Compares the ring with a Unix socket and with no transport: by rate, by size of 
 steady pace. It takes no options and about a minute, shows its progress on a terminal, and prints
 three tables. The machine should have nothing else to do.";
 
-/// Enough rounds for a median, enough bytes for some tenths of a second.
+/// For a median, and for some tenths of a second.
 const ROUNDS: usize = 7;
 const BYTES: usize = 4_000_000_000;
 const GIGABYTES: f64 = BYTES as f64 / 1e9;
@@ -35,6 +33,9 @@ const MESSAGES: [(&str, usize, usize); 4] = [
     ("64 KiB", 64 << 10, 8000),
     ("1 MiB", 1 << 20, 800),
 ];
+
+/// So long is a silence after which everybody sleeps, and so many of them there are.
+const SILENCE: (Duration, usize) = (Duration::from_millis(2), 250);
 
 /// A message of this size in each interval, so many in all.
 const PACE: (usize, Duration, usize) = (2048, Duration::from_micros(50), 40_000);
@@ -53,20 +54,15 @@ fn main() -> Result<()> {
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["none", ..] => no_transport(),
         ["nobody", ..] => print("ready\n0"),
-        ["call", at, _, how, size, back, times] => {
-            let line = Line::new(UnixStream::connect(at)?, how, false)?;
-            call(line, size.parse()?, back.parse()?, times.parse()?)
+        ["call", at, _, how, size, back, times, silence] => {
+            let (line, silence) = (connect(at, how)?, Duration::from_millis(silence.parse()?));
+            call(line, size.parse()?, back.parse()?, times.parse()?, silence)
         }
-        ["answer", at, _, how, size, back, times] => answer(
-            accept(at, how)?,
-            size.parse()?,
-            back.parse()?,
-            times.parse()?,
-        ),
-        ["pace", at, since, how] => {
-            let line = Line::new(UnixStream::connect(at)?, how, false)?;
-            pace(line, since.parse()?)
+        ["answer", at, _, how, size, back, times, _] => {
+            let line = accept(at, how)?;
+            answer(line, size.parse()?, back.parse()?, times.parse()?)
         }
+        ["pace", at, since, how] => pace(connect(at, how)?, since.parse()?),
         ["note", at, since, how] => note(accept(at, how)?, since.parse()?),
         // Cargo adds an option of its own.
         ["-h" | "--help", ..] => print(HELP),
@@ -88,9 +84,9 @@ fn compare(at: &str) -> Result<()> {
 1. {GIGABYTES} GB, as fast as they go: written, read, and compared with a constant. NO TRANSPORT: one
    process does the work of both, in a buffer of its own. SHARE: of the rate without a transport."
     ))?;
-    let transports = [("ring", "ring"), ("Unix socket", "socket")];
+    let transports = [("ring", "ring"), ("Unix socket", "plain")];
     let mut jobs = vec![("no transport".to_string(), "none/nobody ".to_string())];
-    let job = |how| format!("call/answer {how} {BYTES} 8 1");
+    let job = |how| format!("call/answer {how} {BYTES} 8 1 0");
     jobs.extend(transports.map(|(name, how)| (name.to_string(), job(how))));
     let rows = measure(at, &jobs)?;
     let limit = median(&rows[0].1, &|run| run.seconds);
@@ -106,21 +102,25 @@ fn compare(at: &str) -> Result<()> {
     print(
         "
 2. Messages that go there, are read as a whole, and are answered by one of the same size: half of
-   that time, in us. Who waits is asleep, or SPINNING: looks at the ring again and again.",
+   that time, in us. Who waits looks again for a moment, at the ring or at the socket, and then
+   sleeps. AFTER A SILENCE: of 8 bytes, with a pause before each, in which both fall asleep.",
     )?;
+    let transports = [("ring", "ring"), ("Unix socket", "socket")];
     let mut jobs = vec![];
     for (size, bytes, times) in MESSAGES {
-        let job = |how| format!("call/answer {how} {bytes} {bytes} {times}");
+        let job = |how| format!("call/answer {how} {bytes} {bytes} {times} 0");
         jobs.extend(transports.map(|(name, how)| (format!("{size}, {name}"), job(how))));
     }
-    let job = "call/answer spin 8 8 200000";
-    jobs.push(("8 bytes, spinning".to_string(), job.to_string()));
+    let (silence, times) = (SILENCE.0.as_millis(), SILENCE.1);
+    let job = |how| format!("call/answer {how} 8 8 {times} {silence}");
+    jobs.extend(transports.map(|(name, how)| (format!("silence, {name}"), job(how))));
     let rows = measure(at, &jobs)?;
     let half: Figure = &|run| percentile(run, 500) / 2.0;
     let late: Figure = &|run| percentile(run, 990) / 2.0;
     let cpu: Figure = &|run| run.cpu * 1e6 / run.times.len() as f64 / 2.0;
     table(&rows, ["median", "99th", "CPU, us"], [half, late, cpu])?;
-    let (time, cpu) = (crossing(&rows, half), crossing(&rows, cpu));
+    let rows = &rows[..2 * MESSAGES.len()];
+    let (time, cpu) = (crossing(rows, half), crossing(rows, cpu));
     print(&format!(
         "The ring saves a tenth of the time or more {time}, a tenth of the CPU time or more {cpu}."
     ))?;
@@ -172,23 +172,17 @@ fn median(runs: &[Run], figure: Figure) -> f64 {
 
 /// Prints the medians of the columns, and the range of the first one.
 fn table<const N: usize>(rows: &[Row], titles: [&str; N], figures: [Figure; N]) -> Result<()> {
-    let titles = titles.map(|title| format!("{title:>10}"));
-    print(&format!(
-        "\n{:20}{}{:22}{}",
-        "",
-        titles[0],
-        "",
-        titles[1..].concat()
-    ))?;
+    let row = |name: &str, range: &str, cells: [String; N]| {
+        let rest = cells[1..].concat();
+        print(&format!("{name:20}{}  {range:20}{rest}", cells[0]))
+    };
+    print("")?;
+    row("", "", titles.map(|title| format!("{title:>10}")))?;
     for (name, runs) in rows {
         let all = sorted(runs, figures[0]);
         let range = format!("({:.3} to {:.3})", all[0], all[all.len() - 1]);
         let medians = figures.map(|figure| format!("{:>10.3}", median(runs, figure)));
-        print(&format!(
-            "{name:20}{}  {range:20}{}",
-            medians[0],
-            medians[1..].concat()
-        ))?;
+        row(name, &range, medians)?;
     }
     Ok(())
 }
@@ -209,10 +203,8 @@ fn print(text: &str) -> Result<()> {
 
 /// Runs the jobs in turns.
 fn measure(at: &str, jobs: &[(String, String)]) -> Result<Vec<Row>> {
-    let mut rows: Vec<Row> = jobs
-        .iter()
-        .map(|(name, _)| (name.clone(), vec![]))
-        .collect();
+    let rows = jobs.iter().map(|(name, _)| (name.clone(), vec![]));
+    let mut rows: Vec<Row> = rows.collect();
     for round in 1..=ROUNDS {
         for ((name, job), (_, runs)) in jobs.iter().zip(&mut rows) {
             if io::stderr().is_terminal() {
@@ -251,10 +243,11 @@ fn run(at: &str, job: &str) -> Result<Run> {
     // or when it was written; the reader its CPU time, and of each message when it was read, or not.
     let written = figures(str::from_utf8(&written.stdout)?)?;
     let ends = read[1..].iter().chain(iter::repeat(&0.0));
-    let times = written[2..].iter().zip(ends);
-    let mut times: Vec<_> = times
-        .map(|(start, end)| (end - start).abs() / 1e3)
-        .collect();
+    let times = written[2..]
+        .iter()
+        .zip(ends)
+        .map(|(start, end)| end - start);
+    let mut times: Vec<_> = times.map(|time| time.abs() / 1e3).collect();
     times.sort_by(f64::total_cmp);
     Ok(Run {
         cpu: written[1] + read[0],
@@ -273,12 +266,11 @@ fn report(figures: &[f64], times: &[f64]) -> Result<()> {
     print(&figures.collect::<Vec<_>>().join(" "))
 }
 
-/// CPU time of this process in seconds: user and system time in `/proc/self/stat`, in ticks of 10 ms.
+/// CPU time of the main thread, which does all the work, in seconds.
 fn cpu() -> Result<f64> {
-    let stat = fs::read_to_string("/proc/self/stat")?;
-    let (_, fields) = stat.rsplit_once(") ").context("no name in stat")?;
-    let ticks: Vec<_> = fields.split(' ').skip(11).take(2).collect();
-    Ok(figures(&ticks.join(" "))?.iter().sum::<f64>() / 100.0)
+    let schedstat = fs::read_to_string("/proc/self/schedstat")?;
+    let nanoseconds = schedstat.split(' ').next().context("no time")?;
+    Ok(nanoseconds.parse::<f64>()? / 1e9)
 }
 
 /// Nanoseconds since a moment that another process has told. `Instant` gives no number to tell, so
@@ -310,10 +302,11 @@ fn others<T: PartialEq>(items: &[T], wanted: &T) -> usize {
 }
 
 /// Sends messages, and waits for the answer to each.
-fn call(mut line: Line, size: usize, back: usize, times: usize) -> Result<()> {
+fn call(mut line: Line, size: usize, back: usize, times: usize, silence: Duration) -> Result<()> {
     let mut both_ways = Vec::with_capacity(times);
     let start = Instant::now();
     for _ in 0..times {
+        thread::sleep(silence);
         let start = Instant::now();
         line.send(size)?;
         line.receive(back)?;
@@ -345,10 +338,8 @@ fn pace(mut line: Line, since: u128) -> Result<()> {
         writing += start.elapsed();
     }
     line.receive(8)?;
-    report(
-        &[start.elapsed(), writing].map(|time| time.as_secs_f64()),
-        &moments,
-    )
+    let times = [start.elapsed(), writing].map(|time| time.as_secs_f64());
+    report(&times, &moments)
 }
 
 fn note(mut line: Line, since: u128) -> Result<()> {
@@ -360,6 +351,10 @@ fn note(mut line: Line, since: u128) -> Result<()> {
     }
     line.send(8)?;
     report(&[cpu()?], &moments)
+}
+
+fn connect(at: &str, how: &str) -> Result<Line> {
+    Line::new(UnixStream::connect(at)?, how, false)
 }
 
 /// Listens, says so, and takes the first connection.
@@ -379,65 +374,66 @@ struct Line {
 }
 
 enum Transport {
-    /// With what was read, and how much of it is the beginning of a number.
-    Socket(UnixStream, Vec<u8>, usize),
-    /// A ring for each direction; who spins counts.
-    Rings(TrustedSender, TrustedReceiver, Peer, Option<u16>),
+    /// With what was read, how much of it is the beginning of a number, and whether one looks again.
+    Socket(UnixStream, Vec<u8>, usize, Option<Looks>),
+    /// A ring for each direction.
+    Rings(TrustedSender, TrustedReceiver, Peer),
 }
 
 impl Line {
     /// Takes up a connection; one of both sides is the `first` to hand over a ring.
     fn new(stream: UnixStream, how: &str, first: bool) -> Result<Self> {
-        if how == "socket" {
-            let transport = Transport::Socket(stream, NUMBER.repeat(READ / 8), 0);
-            return Ok(Line {
-                transport,
-                ahead: 0,
-            });
-        }
-        let receiver = Receiver::new(CAPACITY)?;
-        if first {
-            handover::give(&stream, &receiver)?;
-        }
-        let sender = handover::take(&stream)?;
-        if !first {
-            handover::give(&stream, &receiver)?;
-        }
-        let (e, f) = (receiver.empty_signal(), receiver.full_signal());
-        let signals = [e, f, sender.empty_signal(), sender.full_signal()];
-        let peer = Peer::watch(stream, &signals)?;
-        // SAFETY: the other process is this program as well. It has the other half, and no more.
-        let sender = unsafe { TrustedSender::new(sender) };
-        // SAFETY: as above.
-        let receiver = unsafe { TrustedReceiver::new(receiver) };
-        let spins = (how == "spin").then_some(0);
-        let transport = Transport::Rings(sender, receiver, peer, spins);
-        Ok(Line {
-            transport,
-            ahead: 0,
-        })
+        let transport = if how == "ring" {
+            let receiver = Receiver::new(CAPACITY)?;
+            if first {
+                handover::give(&stream, &receiver)?;
+            }
+            let sender = handover::take(&stream)?;
+            if !first {
+                handover::give(&stream, &receiver)?;
+            }
+            let (e, f) = (receiver.empty_signal(), receiver.full_signal());
+            let signals = [e, f, sender.empty_signal(), sender.full_signal()];
+            let peer = Peer::watch(stream, &signals)?;
+            // SAFETY: the other process is this program as well. It has the other half, and no more.
+            let sender = unsafe { TrustedSender::new(sender) };
+            // SAFETY: as above.
+            let receiver = unsafe { TrustedReceiver::new(receiver) };
+            Transport::Rings(sender, receiver, peer)
+        } else {
+            let looks = (how == "socket").then(Looks::default);
+            stream.set_nonblocking(looks.is_some())?;
+            Transport::Socket(stream, NUMBER.repeat(READ / 8), 0, looks)
+        };
+        let ahead = 0;
+        Ok(Line { transport, ahead })
     }
 
-    fn send(&mut self, mut bytes: usize) -> Result<()> {
-        while bytes > 0 {
-            bytes -= match &mut self.transport {
-                Transport::Socket(stream, numbers, _) => {
-                    let part = &numbers[..bytes.min(WRITE)];
-                    stream.write_all(part)?;
-                    part.len()
+    fn send(&mut self, bytes: usize) -> Result<()> {
+        let mut sent = 0;
+        while sent < bytes {
+            sent += match &mut self.transport {
+                Transport::Socket(stream, numbers, ..) => {
+                    let part = &numbers[sent % 8..][..(bytes - sent).min(WRITE)];
+                    match stream.write(part) {
+                        Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                            asleep(stream, |mut stream| stream.write(part))?
+                        }
+                        written => written?,
+                    }
                 }
-                Transport::Rings(sender, _, peer, _) => {
-                    let items = bytes / size_of::<Item>();
-                    let sent = sender.send(|free| {
+                Transport::Rings(sender, _, peer) => {
+                    let items = (bytes - sent) / size_of::<Item>();
+                    let num = sender.send(|free| {
                         let num = free.len().min(items);
                         free[..num].fill(hint::black_box(Item::default()));
                         num
                     })?;
-                    if sent.is_none() {
+                    if num.is_none() {
                         let connected = peer.wait(sender.full_signal());
                         ensure!(connected, "the other process is gone");
                     }
-                    sent.unwrap_or(0) * size_of::<Item>()
+                    num.unwrap_or(0) * size_of::<Item>()
                 }
             };
         }
@@ -448,8 +444,8 @@ impl Line {
         let (mut connected, mut wrong) = (true, 0);
         while self.ahead < bytes {
             self.ahead += match &mut self.transport {
-                Transport::Socket(stream, buffer, begun) => {
-                    let num = stream.read(&mut buffer[*begun..])?;
+                Transport::Socket(stream, buffer, begun, looks) => {
+                    let num = read(stream, &mut buffer[*begun..], looks)?;
                     ensure!(num > 0, "the other process is gone");
                     let end = *begun + num;
                     let (numbers, rest) = buffer[..end].as_chunks();
@@ -458,17 +454,11 @@ impl Line {
                     buffer.copy_within(end - *begun..end, 0);
                     num
                 }
-                Transport::Rings(_, receiver, peer, spins) => {
+                Transport::Rings(_, receiver, peer) => {
                     let num = receiver.receive(|piece| wrong += others(piece, &Item::default()))?;
                     if num == 0 {
                         ensure!(connected, "the other process is gone");
-                        connected = match spins {
-                            Some(spins) => {
-                                *spins = spins.wrapping_add(1);
-                                *spins > 0 || peer.pause(Duration::ZERO)
-                            }
-                            None => peer.wait(receiver.empty_signal()),
-                        };
+                        connected = peer.wait(receiver.empty_signal());
                     }
                     num * size_of::<Item>()
                 }
@@ -478,4 +468,33 @@ impl Line {
         self.ahead -= bytes;
         Ok(())
     }
+}
+
+/// Reads from a socket as the ring's receiver does: looks again for a moment, then sleeps.
+fn read(mut stream: &UnixStream, buffer: &mut [u8], looks: &mut Option<Looks>) -> Result<usize> {
+    let Some(looks) = looks else {
+        return Ok(stream.read(buffer)?);
+    };
+    let mut num = None;
+    looks.until(|| match stream.read(buffer) {
+        Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(false),
+        read => {
+            num = Some(read?);
+            Ok(true)
+        }
+    })?;
+    match num {
+        Some(num) => Ok(num),
+        None => Ok(asleep(stream, |mut stream| stream.read(buffer))?),
+    }
+}
+
+/// Lets a socket block for one call.
+fn asleep<T>(
+    stream: &UnixStream,
+    call: impl FnOnce(&UnixStream) -> io::Result<T>,
+) -> io::Result<T> {
+    stream.set_nonblocking(false)?;
+    let done = call(stream)?;
+    stream.set_nonblocking(true).map(|()| done)
 }

@@ -10,12 +10,18 @@ use std::fs::File;
 use std::iter;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread;
+use std::time::Duration;
 
 use shmem_ipc::sharedring::{Receiver, Sender};
+
+use crate::programs::until;
 
 #[path = "../../src"]
 mod numbers {
     pub type Item = u64;
+    /// Three pieces and a rest.
+    pub const CAPACITY: usize = 3 * ring::PIECE + 1000;
     #[allow(dead_code, reason = "the peers' part is not used here")]
     #[path = "ring.rs"]
     pub mod ring;
@@ -24,12 +30,14 @@ mod numbers {
 #[path = "../../src"]
 mod frames {
     pub type Item = [u64; 100_000];
+    pub const CAPACITY: usize = 8;
     #[allow(dead_code, reason = "the peers' part is not used here")]
     #[path = "ring.rs"]
     pub mod ring;
 }
 
-use numbers::ring::{PIECE, TrustedReceiver, TrustedSender};
+use numbers::CAPACITY;
+use numbers::ring::{Looks, PIECE, TrustedReceiver, TrustedSender};
 
 /// Both ends of a ring of three pieces and a rest, and what its numbers say.
 struct Ring {
@@ -45,12 +53,11 @@ struct Ring {
 
 impl Ring {
     fn new() -> Self {
-        let capacity = 3 * PIECE + 1000;
-        let receiver = Receiver::<u64>::new(capacity).unwrap();
+        let receiver = Receiver::<u64>::new(CAPACITY).unwrap();
         let memory = receiver.memfd().as_file().try_clone().unwrap();
         let [e, f] = [receiver.empty_signal(), receiver.full_signal()].map(|s| s.try_clone());
         let memfd = memory.try_clone().unwrap();
-        let mut sender = Sender::open(capacity, memfd, e.unwrap(), f.unwrap()).unwrap();
+        let mut sender = Sender::open(CAPACITY, memfd, e.unwrap(), f.unwrap()).unwrap();
         let size = sender.sender_mut().write_count().unwrap();
         assert!((3 * PIECE + 1..4 * PIECE).contains(&size));
         // SAFETY: both halves are this value's own, and it uses nothing else of the memory but the
@@ -117,7 +124,7 @@ fn room(sender: &mut TrustedSender) -> usize {
 
 #[test]
 fn room_is_given_back_one_piece_late_and_all_of_it_in_the_end() {
-    assert_eq!(PIECE * size_of::<u64>(), 640 * 1024);
+    assert_eq!(PIECE * size_of::<u64>(), 320 * 1024);
     let mut ring = Ring::new();
     let rest = ring.size - 3 * PIECE;
     assert_eq!(ring.send(usize::MAX), Some(ring.size));
@@ -193,7 +200,7 @@ fn a_sender_that_never_stops_is_left_after_one_turn() {
 
 #[test]
 fn an_item_that_is_larger_than_a_piece() {
-    let receiver = Receiver::<frames::Item>::new(8).unwrap();
+    let receiver = Receiver::<frames::Item>::new(frames::CAPACITY).unwrap();
     let memory = receiver.memfd().as_file().try_clone().unwrap();
     set_count(&memory, 8);
     // SAFETY: nobody else has the ring.
@@ -291,4 +298,102 @@ fn a_panic_leaves_what_was_not_given_back() {
             .into_iter()
             .eq(PIECE as u64..ring.next)
     );
+}
+
+/// Whether empty is looked at again: if so, `look` is called more than once.
+fn looks_again(looks: &mut Looks) -> bool {
+    let mut times = 0;
+    let looked = looks.until(|| {
+        times += 1;
+        Ok(false)
+    });
+    looked.unwrap();
+    times > 1
+}
+
+/// A time in vain costs the next ones: one, three, seven, up to 63. It comes to an end each time.
+#[test]
+fn looking_again_in_vain_becomes_rare() {
+    let mut looks = Looks::default();
+    let again: Vec<_> = (1..=400).filter(|_| looks_again(&mut looks)).collect();
+    assert_eq!(again, [1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 320, 384]);
+    // Once it was not in vain, it begins anew. What is there at first says nothing.
+    for _ in 401..448 {
+        assert!(!looks_again(&mut looks));
+        looks.until(|| Ok(true)).unwrap();
+    }
+    let mut times = 0;
+    let second = looks.until(|| {
+        times += 1;
+        Ok(times == 2)
+    });
+    second.unwrap();
+    assert_eq!(times, 2);
+    assert!(looks_again(&mut looks) && looks_again(&mut looks) && !looks_again(&mut looks));
+}
+
+#[test]
+fn an_error_of_a_look_is_returned() {
+    for good in 0..2 {
+        let mut left = good;
+        let looked = Looks::default().until(|| {
+            anyhow::ensure!(left > 0, "no ring");
+            left -= 1;
+            Ok(false)
+        });
+        assert_eq!(looked.unwrap_err().to_string(), "no ring", "after {good}");
+    }
+}
+
+/// What comes soon is received in the call that finds the ring empty. A sender that has no core to run
+/// on does not send soon, so this tries until both have one.
+#[test]
+fn receive_looks_again() {
+    const ITEMS: usize = 10_000;
+    if thread::available_parallelism().unwrap().get() == 1 {
+        eprintln!("skipped: there is one core");
+        return;
+    }
+    until("a sender that is quick", || {
+        let mut ring = Ring::new();
+        let (memory, mut sender) = (ring.memory, ring.sender);
+        let sending = thread::spawn(move || {
+            for _ in 0..ITEMS {
+                send(&mut sender, &mut ring.next, 1).unwrap();
+                let mut count = [1; 8];
+                while count != [0; 8] {
+                    memory.read_exact_at(&mut count, 0).unwrap();
+                }
+            }
+        });
+        let (mut items, mut in_vain) = (0, 0);
+        while items < ITEMS {
+            match ring.receiver.receive(|_| {}).unwrap() {
+                0 => in_vain += 1,
+                num => items += num,
+            }
+        }
+        sending.join().unwrap();
+        in_vain < ITEMS / 2
+    });
+}
+
+/// A fifth of the time in which the ring was emptied since it was full, and never long.
+#[test]
+fn the_refill_pause_follows_the_receivers_pace() {
+    let mut ring = Ring::new();
+    ring.send(usize::MAX);
+    ring.sender.refill_pause();
+    // Half of the ring in 1 ms at least: all of it in 2 ms.
+    assert_eq!(ring.receive().concat().len(), ring.size);
+    assert_eq!(ring.send(CAPACITY / 2), Some(CAPACITY / 2));
+    thread::sleep(Duration::from_millis(1));
+    let pause = ring.sender.refill_pause();
+    assert!(
+        (Duration::from_micros(400)..=Duration::from_millis(1)).contains(&pause),
+        "{pause:?}"
+    );
+    // Without a pace, and after a long time.
+    thread::sleep(Duration::from_millis(10));
+    assert_eq!(ring.sender.refill_pause(), Duration::from_millis(1));
 }

@@ -94,8 +94,8 @@ impl State {
         let mut ring = unsafe { TrustedReceiver::new(receiver) };
         let mut items = 0;
         loop {
-            // Asleep here, this thread costs nothing. `Receiver::block_until_readable` would not
-            // do: it goes back to sleep while the ring is empty, whoever wakes it.
+            // Asleep here, this thread costs nothing. `Receiver::block_until_readable` would not do:
+            // it can't say that the client is gone.
             let connected = client.wait(ring.empty_signal());
             items += self.sum_up(&mut ring)?;
             if !connected {

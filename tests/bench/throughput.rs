@@ -130,8 +130,8 @@ fn compare(at: &str) -> Result<()> {
     print(&format!(
         "
 3. {times} times {size} bytes, every {interval:?}, {rate:.0} MB/s: from before the writing to after the
-   reading, in us. CORES: the reader's CPU time and the writer's time in writing, as a share of the
-   time that passed. In between, the writer looks at the clock."
+   reading, in us. CORES: CPU time of the reader, and the writer's time in writing, for each second
+   that passes. In between, the writer looks at the clock."
     ))?;
     let jobs = transports.map(|(name, how)| (name.to_string(), format!("pace/note {how}")));
     let time: Figure = &|run| percentile(run, 500);
@@ -152,7 +152,6 @@ struct Run {
 /// A row's name, and its runs.
 type Row = (String, Vec<Run>);
 
-/// Where a column's figures come from.
 type Figure<'a> = &'a dyn Fn(&Run) -> f64;
 
 /// The time that so many of 1000 messages keep within.
@@ -192,6 +191,7 @@ fn crossing(rows: &[Row], figure: Figure) -> String {
     let less = |pair: &&[Row]| median(&pair[0].1, figure) < 0.9 * median(&pair[1].1, figure);
     let sizes = rows.chunks_exact(2).rev().take_while(less).count();
     match MESSAGES.get(MESSAGES.len() - sizes) {
+        Some(_) if sizes == MESSAGES.len() => "at every size".into(),
         Some((size, ..)) => format!("from {size} on"),
         None => "at no size".into(),
     }

@@ -9,6 +9,7 @@
 
 mod modules;
 mod options;
+mod page;
 mod peers_that_die;
 mod peers_that_lie;
 mod proc;

@@ -1,54 +1,42 @@
-//! The README tells the truth: its code is the code, its output the output. (That both transcripts
-//! are what the programs print is in `transcript.rs`, which reads them from the README as well.)
-
-use std::fs;
+//! The README tells the truth: what it shows of the two programs is what they print. (Its sixteen lines
+//! are in `transcript.rs`, and all that its reader does is in `page.rs`.)
 
 use crate::programs::{CLIENT, Folder, SERVER, client, run, server};
 
 const README: &str = include_str!("../../README.md");
 
-/// The fenced blocks of a language.
-fn fences(language: &str) -> Vec<&'static str> {
-    let blocks = README.split("\n```").skip(1).step_by(2);
+/// A block of the README, and what is written in it.
+pub struct Fence {
+    pub language: &'static str,
+    pub text: &'static str,
+}
+
+/// The blocks between two headings, in order.
+pub fn fences_from(from: &str, to: &str) -> Vec<Fence> {
+    let (_, part) = README.split_once(&format!("\n{from}")).unwrap();
+    let (part, _) = part.split_once(&format!("\n{to}")).unwrap();
+    blocks(part).collect()
+}
+
+fn blocks(page: &'static str) -> impl Iterator<Item = Fence> {
+    let blocks = page.split("\n```").skip(1).step_by(2);
     let blocks = blocks.filter_map(|block| block.split_once('\n'));
-    blocks
-        .filter(|(info, _)| *info == language)
-        .map(|(_, text)| text)
-        .collect()
+    blocks.map(|(language, text)| Fence { language, text })
 }
 
-/// The lines that begin so, from the first block of text with such lines.
-pub fn lines(beginning: &str) -> Vec<&'static str> {
-    let blocks = fences("text").into_iter();
-    let mut lines = blocks.map(|block| -> Vec<_> {
-        let lines = block.lines();
-        lines.filter(|line| line.starts_with(beginning)).collect()
-    });
-    lines.find(|lines| !lines.is_empty()).unwrap_or_default()
+/// The blocks of a language.
+fn fences(language: &str) -> Vec<&'static str> {
+    let blocks = blocks(README).filter(|fence| fence.language == language);
+    blocks.map(|fence| fence.text).collect()
 }
 
-#[test]
-fn the_code_is_from_the_sources() {
-    let sources: Vec<_> = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))
-        .unwrap()
-        .map(|file| fs::read_to_string(file.unwrap().path()).unwrap())
-        .collect();
-    let fences = fences("rust");
-    assert!(!fences.is_empty());
-    for code in fences {
-        assert!(
-            sources.iter().any(|source| source.contains(code)),
-            "not in src/:\n{code}"
-        );
-    }
-    // So are the lines that "Another item type" replaces.
-    let diffs = self::fences("diff").concat();
-    for line in diffs.lines().filter_map(|line| line.strip_prefix('-')) {
-        assert!(
-            sources.iter().any(|source| source.contains(line)),
-            "not in src/:\n{line}"
-        );
-    }
+/// The sixteen lines of a program, which begin so.
+pub fn sixteen_lines(beginning: &str) -> Vec<&'static str> {
+    let mut blocks = fences("text")
+        .into_iter()
+        .map(|block| -> Vec<_> { block.lines().collect() });
+    let is_it = |block: &Vec<&str>| block.len() == 16 && block[0].starts_with(beginning);
+    blocks.find(is_it).unwrap_or_default()
 }
 
 #[test]

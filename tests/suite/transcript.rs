@@ -19,8 +19,8 @@ use crate::stand_ins::{StandIn, answer, await_goodbye, client_of, hand_over_ring
 fn sixteen_lines() {
     let items = ring_items();
     assert_eq!(items, 500_216, "the README's figures need pages of 4 KiB");
-    let sums = readme::lines("Sum: ");
-    let sendings = readme::lines("Sending ");
+    let sums = readme::sixteen_lines("Sum: ");
+    let sendings = readme::sixteen_lines("Sending ");
     assert_eq!((sums.len(), sendings.len()), (16, 16));
     for interval in ["0.06", "0.2", "1"] {
         let folder = Folder::new();

@@ -393,6 +393,13 @@ fn the_refill_pause_follows_the_receivers_pace() {
         (Duration::from_micros(400)..=Duration::from_millis(1)).contains(&pause),
         "{pause:?}"
     );
+    until("a receiver that is quick", || {
+        ring.receive();
+        ring.send(usize::MAX);
+        let pause = ring.sender.refill_pause();
+        assert!(pause > Duration::ZERO);
+        pause < Duration::from_millis(1)
+    });
     // Without a pace, and after a long time.
     thread::sleep(Duration::from_millis(10));
     assert_eq!(ring.sender.refill_pause(), Duration::from_millis(1));

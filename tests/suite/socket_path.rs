@@ -247,7 +247,7 @@ fn early_client_is_served(umask: &str) -> bool {
     let folder = Folder::new();
     let path = folder.socket();
     let mask = format!("umask {umask}");
-    let _server = Program::start(server_after(&mask, &path));
+    let mut server = Program::start(server_after(&mask, &path));
     let start = Instant::now();
     let stream = loop {
         match UnixStream::connect(&path) {
@@ -256,7 +256,10 @@ fn early_client_is_served(umask: &str) -> bool {
         }
     };
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    !ends(&stream)
+    let served = !ends(&stream);
+    // However early a client is, its line is not the first.
+    assert_eq!(server.err(), format!("Listening on {}", path.display()));
+    served
 }
 
 /// Until the socket has its mode, the umask decides who can connect. If that may be others,

@@ -144,8 +144,8 @@ impl TrustedReceiver {
 /// Looks again before one goes to sleep: what comes within the time of a wake-up then needs none.
 ///
 /// To look for as long as a wake-up takes costs at most twice what the best choice would have, to look
-/// for longer can cost any amount. So that whoever is sent items at a slow pace pays next to nothing,
-/// after a time in vain the next one is left out, then three, seven, up to 63.
+/// for longer can cost any amount. While it is in vain, it is done the 1st, 2nd, 4th, 8th time and so
+/// on, and in the end each 64th time: whoever is sent items at a slow pace pays next to nothing.
 #[derive(Debug, Default)]
 pub struct Looks {
     /// How often in a row there was nothing at first, since looking again last found something.

@@ -5,8 +5,8 @@
 //! the same open file, as with dup(2). [`passfd`] sends and receives one such message.
 //!
 //! Whoever touches mapped memory behind the end of its file dies of SIGBUS (mmap(2)). Here the file is
-//! sealed, then measured, so it has no end to fall off. What remains is memory that the system can't
-//! find when it is first touched, under strict overcommit: that is a SIGBUS, too.
+//! sealed, then measured, so it stays as long as what is mapped. What remains is memory that the system
+//! can't find when it is first touched, under strict overcommit: that is a SIGBUS, too.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;

@@ -127,7 +127,7 @@ fn read_to_the_end(mut stream: &UnixStream, confirming: Sender<u64>) {
     let (mut number, mut bytes) = (vec![], [0; 4096]);
     loop {
         match stream.read(&mut bytes) {
-            // "Not yet" is no hang-up. Who has a clone of the socket can have changed its state.
+            // "Not yet" is no hang-up. Whoever has a clone of the socket may have changed its state.
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                 let _ = make_patient(stream);
             }

@@ -16,7 +16,7 @@ use shmem_test::{CAPACITY, Item, handover, socket};
 use crate::programs::{Folder, within_patience};
 use crate::stand_ins::{hand_over_ring, ring_items};
 
-/// Less than this is no silence for a socket that waits, and more than enough for one that doesn't.
+/// Longer than the time limits below, so that whoever gives up at one of them is seen.
 const SILENCE: Duration = Duration::from_millis(300);
 
 /// What a program may have set before it gives the socket away.
@@ -150,7 +150,7 @@ fn the_first_eight_bytes_are_the_number() {
     }
 }
 
-/// `watch` takes no descriptor for the socket, and who keeps an `Arc` can try again.
+/// Also while somebody else still has the socket, as those do who keep an `Arc` to try again.
 #[test]
 fn a_dropped_peer_hangs_up_whoever_holds_the_socket() {
     let (ours, theirs) = UnixStream::pair().unwrap();

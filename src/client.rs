@@ -90,9 +90,8 @@ impl Client {
                 self.sent += num as u64;
                 return Ok(num as u64);
             }
-            // Full. Let room add up, and then sleep. A signal that comes in between is not lost.
-            let pause = self.ring.refill_pause();
-            let connected = self.server.pause(pause) && self.server.wait(self.ring.full_signal());
+            // Full. A signal that came in between is not lost.
+            let connected = self.server.wait(self.ring.full_signal());
             ensure!(connected, "it is gone");
         }
     }

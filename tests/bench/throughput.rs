@@ -7,13 +7,14 @@ use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read, Write};
 use std::iter;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{self, Command, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{env, hint, thread};
 
 use anyhow::{Context, Result, ensure};
 use shmem_ipc::sharedring::Receiver;
 use shmem_test::peer::Peer;
-use shmem_test::ring::{Looks, PIECE, TrustedReceiver, TrustedSender};
+use shmem_test::ring::{HALF, Looks, PART, TrustedReceiver, TrustedSender};
 use shmem_test::{CAPACITY, Item, handover};
 
 const HELP: &str = "\
@@ -27,9 +28,10 @@ const BYTES: usize = 4_000_000_000;
 const GIGABYTES: f64 = BYTES as f64 / 1e9;
 
 /// Sizes of messages, and how many of each go there and back.
-const MESSAGES: [(&str, usize, usize); 4] = [
+const MESSAGES: [(&str, usize, usize); 5] = [
     ("8 bytes", 8, 15_000),
     ("2 KiB", 2 << 10, 15_000),
+    ("16 KiB", 16 << 10, 8000),
     ("64 KiB", 64 << 10, 8000),
     ("1 MiB", 1 << 20, 800),
 ];
@@ -67,7 +69,10 @@ fn main() -> Result<()> {
         // Cargo adds an option of its own.
         ["-h" | "--help", ..] => print(HELP),
         _ => {
-            let folder = env::temp_dir().join(format!("shmem-bench-{}", process::id()));
+            // A socket's path has at most 107 bytes.
+            let parent = Some(env::temp_dir()).filter(|path| path.as_os_str().len() < 80);
+            let name = format!("shmem-bench-{}", process::id());
+            let folder = parent.unwrap_or_else(|| "/tmp".into()).join(name);
             fs::create_dir(&folder)?;
             let compared = compare(&folder.join("s").to_string_lossy());
             fs::remove_dir_all(&folder)?;
@@ -78,8 +83,16 @@ fn main() -> Result<()> {
 
 /// Prints the three tables. `at` is a path for sockets.
 fn compare(at: &str) -> Result<()> {
+    let places = match &*CORES {
+        Some([writer, reader]) => {
+            format!("The writer is on core {writer}, the reader on core {reader}.")
+        }
+        None => "The scheduler chooses the cores, maybe one for both: there is no `taskset` here."
+            .into(),
+    };
     print(&format!(
         "Medians of {ROUNDS} rounds, with the range of the first figure. CPU time is that of both processes.
+{places}
 
 1. {GIGABYTES} GB, as fast as they go: written, read, and compared with a constant. NO TRANSPORT: one
    process does the work of both, in a buffer of its own. SHARE: of the rate without a transport."
@@ -120,9 +133,9 @@ fn compare(at: &str) -> Result<()> {
     let cpu: Figure = &|run| run.cpu * 1e6 / run.times.len() as f64 / 2.0;
     table(&rows, ["median", "99th", "CPU, us"], [half, late, cpu])?;
     let rows = &rows[..2 * MESSAGES.len()];
-    let (time, cpu) = (crossing(rows, half), crossing(rows, cpu));
+    let (time, cpu) = (ratios(rows, half), ratios(rows, cpu));
     print(&format!(
-        "The ring saves a tenth of the time or more {time}, a tenth of the CPU time or more {cpu}."
+        "The ring takes {time} of the socket's time, {cpu} of its CPU time (silence aside)."
     ))?;
 
     let (size, interval, times) = PACE;
@@ -186,16 +199,26 @@ fn table<const N: usize>(rows: &[Row], titles: [&str; N], figures: [Figure; N]) 
     Ok(())
 }
 
-/// From which size on the ring's figure is less than the socket's by a tenth at least, in words.
-fn crossing(rows: &[Row], figure: Figure) -> String {
-    let less = |pair: &&[Row]| median(&pair[0].1, figure) < 0.9 * median(&pair[1].1, figure);
-    let sizes = rows.chunks_exact(2).rev().take_while(less).count();
-    match MESSAGES.get(MESSAGES.len() - sizes) {
-        Some(_) if sizes == MESSAGES.len() => "at every size".into(),
-        Some((size, ..)) => format!("from {size} on"),
-        None => "at no size".into(),
-    }
+/// The smallest and the largest ratio of the ring's figure to the socket's.
+fn ratios(rows: &[Row], figure: Figure) -> String {
+    let ratio = |pair: &[Row]| median(&pair[0].1, figure) / median(&pair[1].1, figure);
+    let mut ratios: Vec<_> = rows.chunks_exact(2).map(ratio).collect();
+    ratios.sort_by(f64::total_cmp);
+    format!("{:.2} to {:.2}", ratios[0], ratios[ratios.len() - 1])
 }
+
+/// The first and the last of the cores that this process may use, for the writer and the reader. Where
+/// both share one, small messages are quicker and large ones slower.
+static CORES: LazyLock<Option<[String; 2]>> = LazyLock::new(|| {
+    Command::new("taskset").arg("-V").output().ok()?;
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let list = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+    let mut cores = list.trim().split([',', '-']).map(str::to_string);
+    let first = cores.next()?;
+    Some([first.clone(), cores.next_back().unwrap_or(first)])
+});
 
 fn print(text: &str) -> Result<()> {
     Ok(writeln!(io::stdout(), "{text}")?)
@@ -221,17 +244,22 @@ fn run(at: &str, job: &str) -> Result<Run> {
     let (roles, told) = job.split_once(' ').context("no job")?;
     let (writer, reader) = roles.split_once('/').context("no roles")?;
     let since = nanoseconds(0)?.to_string(); // A moment that both can count from.
-    let command = |role| -> Result<Command> {
-        let mut command = Command::new(env::current_exe()?);
+    let command = |role, core| -> Result<Command> {
+        let program = env::current_exe()?;
+        let mut command = Command::new(&program);
+        if let Some(cores) = &*CORES {
+            command = Command::new("taskset");
+            command.arg("-c").arg(&cores[core]).arg(program);
+        }
         command.args([role, at, &since]).args(told.split(' '));
         command.stdout(Stdio::piped()).stderr(Stdio::inherit());
         Ok(command)
     };
 
-    let mut child = command(reader)?.spawn()?;
+    let mut child = command(reader, 1)?.spawn()?;
     let mut read = BufReader::new(child.stdout.take().context("no stdout")?);
     read.read_line(&mut String::new())?; // It is ready, or has failed.
-    let written = command(writer)?.output()?;
+    let written = command(writer, 0)?.output()?;
     if !written.status.success() {
         child.kill()?;
     }
@@ -286,7 +314,7 @@ fn no_transport() -> Result<()> {
     let mut left = BYTES / size_of::<Item>();
     let start = Instant::now();
     while left > 0 {
-        for piece in buffer.chunks_mut(PIECE) {
+        for piece in buffer.chunks_mut(HALF) {
             let num = left.min(piece.len());
             piece[..num].fill(hint::black_box(item));
             hint::black_box(others(hint::black_box(&piece[..num]), &item));
@@ -425,7 +453,7 @@ impl Line {
                 Transport::Rings(sender, _, peer) => {
                     let items = (bytes - sent) / size_of::<Item>();
                     let num = sender.send(|free| {
-                        let num = free.len().min(items);
+                        let num = free.len().min(items).min(PART);
                         free[..num].fill(hint::black_box(Item::default()));
                         num
                     })?;

@@ -1,10 +1,13 @@
-//! Options, lines and exit statuses: the one module that has nothing to do with shared memory.
+//! Options, lines and exit statuses: nothing about shared memory, and nothing to copy.
 
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process;
+use std::sync::mpsc::{self, SyncSender, TrySendError};
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::thread::{self, Builder};
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result};
@@ -42,14 +45,14 @@ pub enum Work {
     Flood(u64),
 }
 
-/// The server's command line: the path to listen at. Ends the program if the command line is wrong
-/// (status 2) or asks for help (status 0).
+/// The server's path to listen at. Ends the program if the command line is wrong (status 2) or asks for
+/// help (status 0).
 pub fn server_options() -> PathBuf {
     let [socket] = parse(SERVER_HELP, ["--socket"]);
     socket.map_or_else(|| SOCKET.into(), PathBuf::from)
 }
 
-/// The client's command line: the path to connect to, and the work. Ends the program likewise.
+/// The client's path to connect to, and its work. Ends the program likewise.
 pub fn client_options() -> (PathBuf, Work) {
     let names = ["--socket", "--batches", "--interval", "--flood"];
     let [socket, batches, interval, flood] = parse(CLIENT_HELP, names);
@@ -76,7 +79,7 @@ fn parse<const N: usize>(help: &str, names: [&str; N]) -> [Option<OsString>; N] 
     let mut args = std::env::args_os().skip(1);
     while let Some(arg) = args.next() {
         if arg == "-h" || arg == "--help" {
-            exit(print(help));
+            exit(writeln!(io::stdout(), "{help}").context("failed to print to stdout"));
         }
         let Some(i) = names.iter().position(|name| arg == *name) else {
             refuse(help, format!("unknown argument `{}`", arg.display()));
@@ -94,22 +97,21 @@ fn parse<const N: usize>(help: &str, names: [&str; N]) -> [Option<OsString>; N] 
 /// Turns the text of an option of the client into a value.
 fn value<T>(text: Option<OsString>, rule: &str, read: fn(&str) -> Option<T>) -> Option<T> {
     let text = text?;
-    text.to_str()
-        .and_then(read)
-        .or_else(|| refuse(CLIENT_HELP, format!("{rule}, not `{}`", text.display())))
+    let value = text.to_str().and_then(read);
+    value.or_else(|| refuse(CLIENT_HELP, format!("{rule}, not `{}`", text.display())))
 }
 
 /// Ends the program because of a wrong command line.
 fn refuse(help: &str, wrong: impl Display) -> ! {
-    note(format!("error: {wrong}"));
-    note(help.lines().next().unwrap_or_default());
+    write_note(format!("error: {wrong}"));
+    write_note(help.lines().take(1).collect());
     process::exit(2)
 }
 
 /// Ends the program: with status 0, or with 1 and a line on stderr that says what failed.
 pub fn exit(result: Result<()>) -> ! {
     let Err(e) = result else { process::exit(0) };
-    note(format!("error: {}", reason(&e)));
+    write_note(format!("error: {}", reason(&e)));
     process::exit(1)
 }
 
@@ -119,13 +121,65 @@ pub fn reason(error: &Error) -> String {
     causes.map(|e| e.to_string()).collect::<Vec<_>>().join(": ")
 }
 
-/// Prints one line on stdout. Fails if that is closed (`client | head -1`), where `println!` panics.
+/// Prints one line on stdout, or loses it if that is full (a disk, a pipe that does not block). Fails if
+/// nobody reads any more (`client | head -1`), where `println!` panics.
 pub fn print(line: impl Display) -> Result<()> {
-    writeln!(io::stdout(), "{line}").context("failed to print to stdout")
+    match writeln!(io::stdout(), "{line}") {
+        Err(e) if !nobody_reads(&e) => Ok(()),
+        printed => printed.context("failed to print to stdout"),
+    }
 }
 
-/// Prints one line on stderr.
+/// Prints the sum whenever it has changed and this thread is unparked. If stdout is full, waits for room,
+/// and prints the sum as it is then. Fails if nobody reads any more.
+pub fn print_changes(sum: &Mutex<f64>) -> Result<()> {
+    let (mut last_line, mut full) = (String::from("Sum: 0"), false);
+    loop {
+        if !full {
+            thread::park(); // Not at all if the `unpark` came during the pause.
+        }
+        let line = format!(
+            "Sum: {}",
+            sum.lock().unwrap_or_else(PoisonError::into_inner)
+        );
+        // First what there was no room for: the buffer of `Stdout` has kept it.
+        let mut printed = io::stdout().flush();
+        // Lines are compared, not sums, because NaN differs from everything, itself included.
+        if printed.is_ok() && line != last_line {
+            printed = writeln!(io::stdout(), "{line}");
+            last_line = line;
+        }
+        full = printed.is_err();
+        if printed.as_ref().is_err_and(nobody_reads) {
+            return printed.context("failed to print to stdout");
+        }
+        // At most 20 lines a second. Whoever stops the program in this pause misses the last one.
+        thread::sleep(Duration::from_millis(if full { 500 } else { 50 }));
+    }
+}
+
+/// Whether each later write will fail, too: a pipe without a reader, a terminal that is gone (write(2)).
+fn nobody_reads(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(5 | 32)) // EIO, EPIPE
+}
+
+/// Up to 1000 lines on the way to stderr, which has a thread of its own.
+static NOTES: LazyLock<SyncSender<String>> = LazyLock::new(|| {
+    let (notes, waiting) = mpsc::sync_channel(1000);
+    let print = move || waiting.into_iter().for_each(write_note);
+    let _ = Builder::new().name("notes".into()).spawn(print);
+    notes
+});
+
+/// Prints one line on stderr, by and by: nobody waits for a terminal that was stopped with Ctrl-S, or
+/// for a pipe that nobody drains.
 pub fn note(line: impl Display) {
+    if let Err(TrySendError::Disconnected(line)) = NOTES.try_send(line.to_string()) {
+        write_note(line); // The system had no thread left.
+    }
+}
+
+fn write_note(line: String) {
     // One write, so that the lines of two processes don't mix. If it fails, nobody is listening.
     let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
 }

@@ -26,13 +26,10 @@ fn run() -> Result<()> {
     done.with_context(|| format!("failed to stream to the server at `{at}`"))
 }
 
-/// A ring, and the server that takes out what is put in.
+/// A ring, the server that takes out what is put in, and how many items that was so far.
 struct Client {
-    /// The half that this program writes to.
     ring: TrustedSender,
-    /// Tells when the server is gone, and what it has summed.
     server: Peer,
-    /// Items that were sent so far, for the comparison at the end.
     sent: u64,
 }
 
@@ -91,8 +88,7 @@ impl Client {
                 return Ok(num as u64);
             }
             // Full. A signal that came in between is not lost.
-            let connected = self.server.wait(self.ring.full_signal());
-            ensure!(connected, "it is gone");
+            ensure!(self.server.wait(self.ring.full_signal()), "it is gone");
         }
     }
 

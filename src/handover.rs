@@ -5,13 +5,12 @@
 //! the same open file, as with dup(2). [`passfd`] sends and receives one such message.
 //!
 //! Whoever touches mapped memory behind the end of its file dies of SIGBUS (mmap(2)). Here the file is
-//! sealed, then measured, so it stays as long as what is mapped. What remains is memory that the system
-//! can't find when it is first touched, under strict overcommit: that is a SIGBUS, too.
+//! sealed, then measured, so it stays as long as what is mapped. (Under strict overcommit, memory that
+//! the system can't find when it is first touched is a SIGBUS, too.)
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
@@ -20,39 +19,57 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use passfd::FdPassingExt;
 use shmem_ipc::mem::mfd::{FileSeal, Memfd, SealsHashSet};
+use shmem_ipc::ringbuf::channel_bufsize;
 use shmem_ipc::sharedring::{Receiver, Sender};
 
 use super::{CAPACITY, Item};
 
 const _: () = assert!(
     align_of::<Item>() <= 64,
-    "a ring's items begin at byte 64: align `Item` to no more"
+    "items begin at byte 64: align `Item` to no more"
 );
 
 /// How long each of the three descriptors may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+const NO_DESCRIPTOR: &str = "a message without a descriptor (is there a proxy in between?) or with \
+    more than that (SO_PASSCRED), or no descriptor left to open here";
+
 /// Gives the sending half of the ring to whoever is at the other end of `stream`: its memfd, its
-/// empty signal, its full signal.
+/// empty signal, its full signal. The socket blocks from now on, without a time limit.
 ///
 /// Each sender needs a ring of its own: a second one would begin at item 0, where the receiver does
-/// not read any more. While programs of this user have too many descriptors under way that nobody
-/// has received (`ETOOMANYREFS`, unix(7)), this waits. The socket blocks from now on, without a limit.
+/// not read any more.
 ///
 /// # Errors
-/// If nobody is there any more, or if the memfd can't be sealed.
+///
+/// If nobody is there any more. (Rust programs ignore SIGPIPE. In one that does not, such as a C program
+/// that calls this, that signal is then the end: passfd sends without `MSG_NOSIGNAL`.) If the memfd can't
+/// be sealed. And while programs of this user have too many descriptors under way that nobody has
+/// received (`ETOOMANYREFS`, unix(7)): then nothing was sent, and you can try again. (Once the first of
+/// the three is sent, this waits until there are fewer.)
 pub fn give(stream: &UnixStream, receiver: &Receiver<Item>) -> Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_write_timeout(None)?;
     seal(receiver.memfd())?; // Before anybody else has it.
-    send(stream, receiver.memfd()).context("failed to send the memfd")?;
-    send(stream, receiver.empty_signal()).context("failed to send the empty signal")?;
-    send(stream, receiver.full_signal()).context("failed to send the full signal")
+    let (e, f) = (receiver.empty_signal(), receiver.full_signal());
+    stream.send_fd(receiver.memfd().as_raw_fd())?;
+    for signal in [e, f] {
+        while let Err(e) = stream.send_fd(signal.as_raw_fd()) {
+            // What was sent can't be sent again, so from here on, give waits for what is short.
+            ensure!(matches!(e.raw_os_error(), Some(12 | 105 | 109)), e); // ENOMEM, ENOBUFS, as above
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+    Ok(())
 }
 
 /// Takes what [`give`] gives, and maps the memory. The socket blocks from now on, without a limit.
 ///
+/// passfd has room for two descriptors in a message and returns one. What a giver adds stays open here.
+///
 /// # Errors
+///
 /// If one of the descriptors does not come within five seconds (a read that a signal interrupts
 /// begins again), or if the three are not an empty ring of [`CAPACITY`] items. Not found out: a ring
 /// that was used and emptied, and another type of the same size.
@@ -69,26 +86,19 @@ pub fn take(stream: &UnixStream) -> Result<Sender<Item>> {
     // First seal, then measure, then map. Measured first, it could shrink before it is sealed.
     let memory = Memfd::try_from_file(memory).map_err(|_| anyhow!("the memory is no memfd"))?;
     seal(&memory)?;
-    let memory = memory.into_file();
-    let len = memory.metadata()?.len();
-    let needed = ring_len()?;
-    ensure!(len == needed, "the memfd has {len} bytes, a ring {needed}");
-    let mut count = [0; 8];
-    memory.read_exact_at(&mut count, 0).context("no count")?;
-    ensure!(count == [0; 8], "the ring is in use already");
-    Sender::open(CAPACITY, memory, empty_signal, full_signal).context("failed to map the ring")
-}
-
-/// Sends one descriptor.
-fn send(stream: &UnixStream, file: &impl AsRawFd) -> Result<()> {
-    const TOO_MANY: Option<i32> = Some(109); // ETOOMANYREFS. On MIPS and SPARC, it is an error.
-    loop {
-        match stream.send_fd(file.as_raw_fd()) {
-            // Nobody tells when there are fewer under way.
-            Err(e) if e.raw_os_error() == TOO_MANY => thread::sleep(Duration::from_millis(100)),
-            sent => return Ok(sent?),
-        }
-    }
+    let len = memory.as_file().metadata()?.len();
+    let least = channel_bufsize::<Item>(CAPACITY) as u64;
+    ensure!(len >= least, "the memfd has {len} bytes, a ring {least}");
+    let mut sender = Sender::open(CAPACITY, memory.into_file(), empty_signal, full_signal)
+        .context("failed to map the ring")?;
+    // shmem-ipc maps whole pages. If that is the file, and if it is empty, all its items have room.
+    let items = (len - 64) / size_of::<Item>() as u64;
+    let room = sender.sender_mut().write_count()?;
+    ensure!(
+        room as u64 == items,
+        "the ring is in use, or the memfd too long: {len} bytes, {items} items, room for {room}"
+    );
+    Ok(sender)
 }
 
 fn receive_three(stream: &UnixStream) -> Result<[File; 3]> {
@@ -111,7 +121,7 @@ fn receive(stream: &UnixStream) -> Result<File> {
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
             Err(e) if e.kind() == ErrorKind::WouldBlock => bail!("nothing came for {TIMEOUT:?}"),
             Err(e) if e.kind() == ErrorKind::InvalidData => {
-                return Err(e).context("a message without a descriptor, or none left to open here");
+                return Err(e).context(NO_DESCRIPTOR);
             }
             Err(e) if e.kind() == ErrorKind::UnexpectedEof => bail!("the other side hung up"),
             Err(e) => return Err(e.into()),
@@ -131,17 +141,9 @@ fn is_eventfd(file: &File) -> Result<bool> {
 fn seal(memory: &Memfd) -> Result<()> {
     let wanted = SealsHashSet::from([FileSeal::SealShrink, FileSeal::SealGrow]);
     let seals = memory.seals().context("failed to read the memfd's seals")?;
-    // Whoever made it may have forbidden further seals, and be right.
-    if !seals.is_superset(&wanted) {
-        memory
-            .add_seals(&wanted)
-            .context("failed to seal the memfd")?;
+    if seals.is_superset(&wanted) {
+        return Ok(()); // Whoever made it may have forbidden further seals, and be right.
     }
-    Ok(())
-}
-
-/// How long a ring's memory is: whole pages, and std does not tell how long a page is.
-fn ring_len() -> Result<u64> {
-    let ring = Receiver::<Item>::new(CAPACITY).context("failed to make a ring to compare with")?;
-    Ok(ring.memfd().as_file().metadata()?.len())
+    let sealed = memory.add_seals(&wanted);
+    sealed.context("failed to seal the memfd")
 }

@@ -1,10 +1,9 @@
 //! What the two programs agree on.
 //!
 //! A [`client`](../client/index.html) sends items through a ring that both programs have mapped, a
-//! [`server`](../server/index.html) receives them and adds them up. `README.md` tells the story from
-//! the start. Without [`socket`], a server that was killed does not start again. Without [`handover`],
-//! a ring of another size kills whoever writes to it. Without [`peer`], whoever outlives the other
-//! program sleeps for ever. Without [`ring`], `unsafe` stands at each send and each receive.
+//! [`server`](../server/index.html) receives them and adds them up. `README.md` leads to the tutorial,
+//! `src/tutorial`. Each of the modules [`socket`], [`handover`], [`ring`] and [`peer`] cures something
+//! that goes wrong without it, and can be copied into another project.
 //!
 //! # The wire, to the byte
 //!
@@ -22,24 +21,27 @@
 //! 4. Goodbye: the client shuts down its writing half of the socket. The server takes what is left
 //!    in the ring, confirms the number of items that it summed for this client, 8 bytes in the
 //!    machine's byte order, and closes.
-#![doc = include_str!("../tests/example.md")]
 
 /// What the ring carries.
 ///
 /// Any type that is `Copy` and for which every bit pattern is a value, without padding: integers,
-/// floats, arrays of them (`FromBytes` and `AsBytes` of zerocopy 0.3, which shmem-ipc asks for).
+/// floats, arrays of them (`FromBytes` and `AsBytes` of zerocopy 0.3, which shmem-ipc asks for). It may
+/// be aligned to 64 bytes at most, and must not be of size 0.
 pub type Item = f64;
 
 /// Items that the ring is asked to hold: some 4 MB of them. Both sides must ask for the same.
 ///
 /// The ring holds what fits into whole pages: 500216 items of 8 bytes in the 977 pages of 4096 bytes
-/// that it takes ([`channel_bufsize`](shmem_ipc::ringbuf::channel_bufsize)).
+/// that it takes ([`channel_bufsize`](shmem_ipc::ringbuf::channel_bufsize)). Whoever makes a ring under
+/// a `ulimit -f` below that is killed by SIGXFSZ.
 pub const CAPACITY: usize = 500_000;
 
 /// Where the server listens unless told otherwise.
 pub const SOCKET: &str = "/tmp/shmem-test.sock";
 
 pub mod cli;
+#[doc = include_str!("../tests/examples.md")]
+pub mod examples {}
 pub mod handover;
 pub mod peer;
 pub mod ring;

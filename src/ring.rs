@@ -7,8 +7,7 @@
 //!
 //! shmem-ipc lends slices of the ring, and Rust takes for granted that nobody changes a slice while
 //! it is borrowed. Another process can, so each `send_trusted` and `receive_trusted` is `unsafe`.
-//! Here the promise is given once, by whoever chooses the other program. (Not generic, because to
-//! name what shmem-ipc asks of a type takes one more crate, zerocopy.)
+//! Here the promise is given once, by whoever chooses the other program.
 
 use std::fs::File;
 use std::hint;
@@ -21,24 +20,19 @@ use super::{CAPACITY, Item};
 
 /// Items whose room goes back at once: half of the ring, which fills whole pages. While the receiver
 /// reads one half, the sender writes the other one.
-pub const HALF: usize = {
-    let bytes = (64 + CAPACITY * size_of::<Item>()).next_multiple_of(4096);
-    (bytes / size_of::<Item>()).div_ceil(2)
-};
+pub const HALF: usize =
+    (64 + CAPACITY * size_of::<Item>()).next_multiple_of(4096) / size_of::<Item>() / 2 + 1;
 
-/// Items that are lent at a time: 2 KiB of them, and at least one.
+/// Items that are lent at a time, 2 KiB of them and at least one, and how far ahead of these the
+/// processor is told to fetch, 8 KiB. What another core has just written comes from that core's cache,
+/// which can take as long as from memory.
 const PIECE: usize = 2048_usize.div_ceil(size_of::<Item>());
-
-/// How far ahead of them the processor is told to fetch: 8 KiB. What another core has just written
-/// comes from that core's cache, which can take as long as from memory. No processor fetches that
-/// ahead by itself from one page of memory to the next.
 const AHEAD: usize = 8192_usize.div_ceil(size_of::<Item>());
 
-/// Items in each part of a large message: 32 KiB of them, and at least one ([`TrustedSender::send`]).
+/// Items in each part of a large message, 32 KiB of them and at least one: see [`TrustedSender::send`].
 pub const PART: usize = 32_768_usize.div_ceil(size_of::<Item>());
 
-/// About what it takes to wake a thread: 2 to 25 us on virtual machines with AMD Zen 3, 4 and 5 and
-/// with a large Intel Xeon.
+/// About what it takes to wake a thread: 2 to 30 us on virtual machines (AMD Zen 3 to 5, a large Intel).
 const WAKE_UP: Duration = Duration::from_micros(20);
 
 /// shmem-ipc's [`Sender`], with a receiver that is trusted.
@@ -49,28 +43,29 @@ pub struct TrustedSender {
 /// shmem-ipc's [`Receiver`], with a sender that is trusted.
 pub struct TrustedReceiver {
     receiver: Receiver<Item>,
-    looks: Looks,
+    back_off: BackOff,
 }
 
 impl TrustedSender {
     /// Trusts whoever has the other half.
     ///
     /// # Safety
+    ///
     /// While this value exists, nobody may read or write the ring's items, in whatever process, but
-    /// it and one receiver, which is set up for the same ring and leaves alone what is not sent yet.
-    /// (The terms of [`Sender::send_trusted`].)
+    /// it and one receiver, which is set up for the same ring and leaves alone what is not sent yet
+    /// (the terms of [`Sender::send_trusted`]).
     pub unsafe fn new(sender: Sender<Item>) -> Self {
         Self { sender }
     }
 
     /// Lends `write` the free part of the ring, up to the ring's end, and sends as many items from
     /// its front as `write` returns. Returns that number, or `None` if the ring is full. If there is
-    /// more room at the ring's beginning, that takes a second call.
-    ///
-    /// The receiver sees none of them before `write` has returned. So send a large message in parts of
-    /// [`PART`] items: then the first ones are read while the next ones are written.
+    /// more room at the ring's beginning, that takes a second call. The receiver sees nothing of it
+    /// before `write` has returned: send a large message in parts of [`PART`] items, so that the first
+    /// ones are read while the next ones are written.
     ///
     /// # Errors
+    ///
     /// If the count is out of range, which takes a receiver that breaks the rules, or if `write`
     /// returns more than it was lent.
     pub fn send(&mut self, write: impl FnOnce(&mut [Item]) -> usize) -> Result<Option<usize>> {
@@ -91,24 +86,25 @@ impl TrustedReceiver {
     /// Trusts whoever has the other half.
     ///
     /// # Safety
+    ///
     /// As for [`TrustedSender::new`]: the one sender leaves alone what it has sent.
     pub unsafe fn new(receiver: Receiver<Item>) -> Self {
-        let looks = Looks::default();
-        Self { receiver, looks }
+        let back_off = BackOff::default();
+        Self { receiver, back_off }
     }
 
-    /// Lends `read` what there is, piece after piece in order, up to where the ring is empty or to
-    /// its end. Returns the number of items. There may be more at the ring's beginning, so call until
-    /// the result is 0: then it is empty, also after it was looked at again for a moment ([`Looks`]).
-    ///
-    /// Items that are sent meanwhile may be included, one turn of the ring at most. If `read` panics, the
-    /// half that it was in stays in the ring.
+    /// Lends `read` the items that there are, piece after piece in order. It stops at the ring's end:
+    /// items at the ring's beginning take a second call. Returns the number of items. 0 means that the
+    /// ring was empty, and still was after a moment ([`BackOff`]): call until then, and then sleep.
+    /// Items that are sent meanwhile may be included. If `read` panics, the half of the ring that it was
+    /// in stays there.
     ///
     /// # Errors
+    ///
     /// If the count is out of range, which takes a sender that breaks the rules.
     pub fn receive(&mut self, mut read: impl FnMut(&[Item])) -> Result<usize> {
         let ring = self.receiver.receiver_mut();
-        let looked = self.looks.until(|| Ok(ring.read_count()? > 0));
+        let looked = self.back_off.look(|| Ok(ring.read_count()? > 0));
         looked.context("failed to receive")?;
         let mut num = 0;
         loop {
@@ -143,6 +139,7 @@ impl TrustedReceiver {
 /// Has the processor fetch items into this core's cache: 8 KiB at most, the beginning of a large item.
 /// (The standard library has a call for that on x86-64 alone.)
 #[inline]
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
 fn fetch(items: &[Item]) {
     #[cfg(target_arch = "x86_64")]
     for line in (0..size_of_val(items).min(8192)).step_by(64) {
@@ -151,25 +148,22 @@ fn fetch(items: &[Item]) {
         // SAFETY: a hint reads nothing that a program could see, and may point anywhere.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(place) };
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = items;
 }
 
 /// Looks again before one goes to sleep: what comes within the time of a wake-up then needs none.
 ///
-/// To look for as long as a wake-up takes costs at most twice what the best choice would have, to look
-/// for longer can cost any amount. While it is in vain, it is done the 1st, 2nd, 4th, 8th time and so
-/// on, and in the end each 64th time: whoever is sent items at a slow pace pays next to nothing.
+/// Whoever looks for that long, and then sleeps, has spent at most twice what the better of the two
+/// would have cost. While looking again is in vain, it is left out more and more: it is done the 1st,
+/// 2nd, 4th, 8th time and so on, in the end each 64th time. So a slow sender costs next to nothing.
 #[derive(Debug, Default)]
-pub struct Looks {
+pub struct BackOff {
     /// How often in a row there was nothing at first, since looking again last found something.
     nothing: u32,
 }
 
-impl Looks {
-    /// Calls `look`, and if that finds nothing, again and again for a moment, unless that is left out.
-    /// Returns an error of `look`.
-    pub fn until(&mut self, mut look: impl FnMut() -> Result<bool>) -> Result<()> {
+impl BackOff {
+    /// Calls `look` until it finds something, for a moment at most, or only once if that is left out.
+    pub fn look(&mut self, mut look: impl FnMut() -> Result<bool>) -> Result<()> {
         if look()? {
             return Ok(());
         }

@@ -7,14 +7,14 @@
 //! of an empty ring, the *full signal* the sender of a full one. A client that is gone *hangs up*,
 //! however it ended: the kernel closes its socket.
 //!
-//! `main` prints the sum. Each client has a thread that waits for it, makes its ring and sums what it
-//! sends, and another one, in [`Peer`], that watches its socket.
+//! `main` accepts clients. Each has a thread that makes its ring and sums what it sends, and another
+//! one, in [`Peer`], that watches its socket. Two more threads print.
 
 use std::io;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, Builder, Thread};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Error, Result};
 use shmem_ipc::sharedring::Receiver;
@@ -28,64 +28,61 @@ fn run() -> Result<()> {
     let path = cli::server_options();
     let at = path.display();
     let said = format!("failed to listen on `{at}` (try another --socket)");
-    let state = Arc::new(State {
-        listener: Mutex::new(socket::listen(&path).context(said)?),
-        sum: Mutex::new(0.0),
-        printer: thread::current(),
-        last_shortage: Mutex::new(None),
-    });
-    let nobody_yet = lock(&state.listener); // So that the line below is the first one.
-    state.await_client(1)?;
+    let listener = socket::listen(&path).context(said)?;
+    let sum = Arc::new(Mutex::new(0.0));
+    let printed = Arc::clone(&sum);
+    // If nobody reads any more, that ends the program.
+    let printer = Builder::new().name("sums".into());
+    let printer = printer.spawn(move || cli::exit(cli::print_changes(&printed)));
+    let printer = printer.context("no thread to print")?.thread().clone();
+    let state = State { sum, printer };
     cli::note(format!("Listening on {at}"));
-    drop(nobody_yet);
-    // Printing is left to this thread: if stdout is closed, its error ends the program.
-    state.print_sums()
+    for n in 1.. {
+        let accepted = patiently(|| listener.accept().context("failed to accept a client"));
+        let stream = Arc::new(accepted?.0);
+        cli::note(format!("Client {n} connected"));
+        let equipped = patiently(|| state.start_thread(n, &stream))?;
+        // One after the other: two that are short of descriptors could each keep what the other needs.
+        let _ = equipped.recv();
+    }
+    Ok(())
 }
 
-/// What the threads share.
+/// What the clients' threads share.
+#[derive(Clone)]
 struct State {
-    /// Where clients connect. One thread at a time waits here.
-    listener: Mutex<UnixListener>,
-    /// Of all items of all clients since the start. Each client's thread adds to it, `main` reads it.
-    sum: Mutex<f64>,
-    /// `main`, which sleeps until a client's thread has added to the sum and wakes it.
+    /// Of all items of all clients since the start.
+    sum: Arc<Mutex<f64>>,
+    /// Sleeps until a client's thread has added to the sum and wakes it.
     printer: Thread,
-    /// When something was short, so that it is said once and not ten times a second.
-    last_shortage: Mutex<Option<Instant>>,
 }
 
 impl State {
-    /// Starts the thread of the n-th client, which does not need to be there yet.
-    fn await_client(self: &Arc<Self>, n: u64) -> Result<()> {
-        let started = self.patiently(|| {
-            let state = Arc::clone(self);
-            let thread = Builder::new().name(format!("client {n}"));
-            // If it fails, nobody can come any more.
-            thread.spawn(move || state.client(n).unwrap_or_else(|e| cli::exit(Err(e))))
-        });
-        started.context("no thread for a client").map(drop)
+    /// Starts the thread of the n-th client. The channel that this returns ends when the client has its
+    /// ring, or when it will never have one.
+    fn start_thread(&self, n: u64, stream: &Arc<UnixStream>) -> Result<mpsc::Receiver<()>> {
+        let (state, stream) = (self.clone(), Arc::clone(stream));
+        let (equipping, equipped) = mpsc::channel();
+        let thread = Builder::new().name(format!("client {n}"));
+        let started = thread.spawn(move || state.client(n, &stream, equipping));
+        started.context("no thread for a client")?;
+        Ok(equipped)
     }
 
-    /// The n-th client, from before it connects until it is gone. A panic, a bug of ours, would cost
-    /// this client and no other: it ends this thread, which drops all that is the client's.
-    fn client(self: &Arc<Self>, n: u64) -> Result<()> {
-        let accepted = self.patiently(|| lock(&self.listener).accept());
-        let stream = Arc::new(accepted.context("failed to accept clients")?.0);
-        cli::note(format!("Client {n} connected"));
-        let added = self.patiently(|| add_receiver(&stream));
-        // The next one's turn: a moment ago, it could have taken what was missing here.
-        self.await_client(n + 1)?;
+    /// The n-th client, until it is gone. A panic, a bug of ours, would end this thread and cut this
+    /// client, and no other.
+    fn client(&self, n: u64, stream: &Arc<UnixStream>, equipping: mpsc::Sender<()>) {
+        let added = add_receiver(stream);
+        drop(equipping);
         let how = match added.and_then(|(receiver, client)| self.serve(receiver, client)) {
             Ok((items, true)) => format!("left after {items} items"),
             Ok((items, false)) => format!("broke off after {items} items"),
             Err(e) => format!("dropped: {}", cli::reason(&e)),
         };
         cli::note(format!("Client {n} {how}"));
-        Ok(())
     }
 
-    /// Sums what the client sends. Returns how many items that was, and whether the client was there
-    /// to hear it.
+    /// Sums what the client sends. Returns how many items that was, and whether it was there to hear that.
     fn serve(&self, receiver: Receiver<Item>, client: Peer) -> Result<(u64, bool)> {
         // SAFETY: the ring was made for this client, and `receiver` is its only receiving half. That
         // the client has one sending half, and leaves alone what it has sent, is trust in a program
@@ -121,65 +118,51 @@ impl State {
                 return Ok(items);
             }
             items += num as u64;
-            *lock(&self.sum) += sum;
+            // A panic can't interrupt an addition, so what is behind a poisoned lock is right.
+            *self.sum.lock().unwrap_or_else(PoisonError::into_inner) += sum;
             self.printer.unpark();
         }
     }
-
-    /// Prints the sum whenever it has changed.
-    fn print_sums(&self) -> Result<()> {
-        let mut last_line = "Sum: 0".to_string();
-        loop {
-            // Asleep until `unpark`, or not at all if that came during the pause.
-            thread::park();
-            // Lines are compared, not sums, because NaN differs from everything, itself included.
-            let line = format!("Sum: {}", lock(&self.sum));
-            if line != last_line {
-                cli::print(&line)?;
-                last_line = line;
-            }
-            // At most 20 lines a second. Whoever stops the server in this pause misses the last one.
-            thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    /// Tries until nothing is missing that others give back, ten times a second: nobody signals when
-    /// there is some again. Any other error would come again and again, and is returned.
-    fn patiently<T, E: Into<Error>>(&self, attempt: impl Fn() -> Result<T, E>) -> Result<T> {
-        loop {
-            let error = match attempt().map_err(E::into) {
-                Err(e) if is_shortage(&e) => e,
-                done => return done,
-            };
-            let last = lock(&self.last_shortage).replace(Instant::now());
-            if last.is_none_or(|last| last.elapsed() > Duration::from_secs(1)) {
-                let cause = cli::reason(&error);
-                cli::note(format!("failed to equip a client, will retry: {cause}"));
-            }
-            thread::sleep(Duration::from_millis(100));
-        }
-    }
 }
 
-/// Creates a ring for the client at the other end of `stream`, and sends it the ring's descriptors.
+/// Creates a ring, and gives it to the client at the other end of `stream`.
 fn add_receiver(stream: &Arc<UnixStream>) -> Result<(Receiver<Item>, Peer)> {
-    // This makes a memfd and two eventfds, and maps the memfd.
-    let receiver = Receiver::new(CAPACITY).context("failed to make a ring's memfd and eventfds")?;
-    let signals = [receiver.empty_signal(), receiver.full_signal()];
-    let client = Peer::watch(Arc::clone(stream), &signals).context("failed to watch its socket")?;
-    // Last, because what was sent can't be sent again.
-    handover::give(stream, &receiver).context("failed to hand over the ring")?;
+    let (receiver, client) = patiently(|| {
+        // This makes a memfd and two eventfds, and maps the memfd.
+        let receiver =
+            Receiver::new(CAPACITY).context("failed to make a ring's memfd and eventfds")?;
+        let signals = [receiver.empty_signal(), receiver.full_signal()];
+        let client =
+            Peer::watch(Arc::clone(stream), &signals).context("failed to watch its socket")?;
+        Ok((receiver, client))
+    })?;
+    // Last, when nothing can be short any more: whoever has a ring is served.
+    patiently(|| handover::give(stream, &receiver)).context("failed to hand over the ring")?;
     Ok((receiver, client))
 }
 
-/// Whether an error comes from a lack of threads, memory or descriptors (errno(3)).
+/// Tries until nothing is short that others give back, ten times a second: nobody signals when there
+/// is some again. Any other error would come again and again, and is returned.
+fn patiently<T>(attempt: impl Fn() -> Result<T>) -> Result<T> {
+    let mut said = false;
+    loop {
+        let error = match attempt() {
+            Err(e) if is_shortage(&e) => e,
+            done => return done,
+        };
+        if !said {
+            let cause = cli::reason(&error);
+            cli::note(format!("short of something, trying again: {cause}"));
+        }
+        said = true;
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Whether it is threads, memory or descriptors that are short, or too many descriptors under way.
 fn is_shortage(error: &Error) -> bool {
     let cause = error.root_cause().downcast_ref::<io::Error>();
     let number = cause.and_then(io::Error::raw_os_error);
-    matches!(number, Some(11 | 12 | 23 | 24 | 105)) // EAGAIN, ENOMEM, ENFILE, EMFILE, ENOBUFS
-}
-
-/// A panic can't interrupt an addition, so what is behind a poisoned lock would be right.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    // EAGAIN, ENOMEM, ENFILE, EMFILE, ENOBUFS, ETOOMANYREFS (errno(3))
+    matches!(number, Some(11 | 12 | 23 | 24 | 105 | 109))
 }

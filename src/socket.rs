@@ -2,7 +2,8 @@
 
 use std::fs::{self, File, Permissions, TryLockError};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::thread;
@@ -18,6 +19,7 @@ const LOCK_LIMIT: Duration = Duration::from_secs(1);
 /// on the other one looks gone, too.)
 ///
 /// # Errors
+///
 /// If a live server listens at `path`, if anything else is there, or if the system refuses the
 /// path (one of more than 107 bytes, for example: unix(7)). What is there stays as it is.
 pub fn listen(path: &Path) -> Result<UnixListener> {
@@ -29,14 +31,16 @@ pub fn listen(path: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
-/// Connects to the server at `path`.
+/// Connects to the server at `path`, if it belongs to this user or to root. (To add another user here
+/// is to promise of that user's programs, too, what `unsafe` asks of this user's.)
 ///
 /// # Errors
+///
 /// If no server is there (the error names `start`, the command that starts one), if something else
 /// is, if it is another user's, or if the system refuses the path.
 pub fn connect(path: &Path, start: &str) -> Result<UnixStream> {
     let at = path.display();
-    UnixStream::connect(path).map_err(|e| {
+    let connected = UnixStream::connect(path).map_err(|e| {
         let is_socket = fs::metadata(path).is_ok_and(|found| found.file_type().is_socket());
         let said = match e.kind() {
             ErrorKind::ConnectionRefused if !is_socket => format!("`{at}` is no socket"),
@@ -46,7 +50,21 @@ pub fn connect(path: &Path, start: &str) -> Result<UnixStream> {
             _ => format!("failed to connect to `{at}`"),
         };
         anyhow::Error::from(e).context(said)
-    })
+    })?;
+    // A socket without a path belongs to whoever made it: to this program's user.
+    let ours = File::from(OwnedFd::from(connected.try_clone()?));
+    let user = ours.metadata()?.uid();
+    // A link's owner says nothing about the socket that it leads to, and the other way round.
+    for found in [fs::symlink_metadata(path), fs::metadata(path)] {
+        let owner = found.with_context(|| format!("whose is `{at}`?"))?.uid();
+        let trusted = [user, 0]; // To trust another user's server, add that user.
+        let said = "this client trusts its own user's servers, and root's";
+        ensure!(
+            trusted.contains(&owner),
+            "`{at}` is user {owner}'s, not user {user}'s: {said}"
+        );
+    }
+    Ok(connected)
 }
 
 /// Listens at a `path` that exists, if it is the socket of a server that is gone.
@@ -63,10 +81,10 @@ fn replace_dead(path: &Path) -> Result<UnixListener> {
 
 /// Locks the folder that `path` is in, for as long as the result exists.
 fn lock_folder(path: &Path) -> Result<File> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
+    let named = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let folder = named.unwrap_or(Path::new("."));
     let name = folder.display();
     let folder = File::open(folder).with_context(|| format!("failed to open `{name}`"))?;
     let start = Instant::now();
@@ -86,9 +104,8 @@ fn lock_folder(path: &Path) -> Result<File> {
 
 /// Whether no program has the socket at `path` open any more.
 fn is_dead(path: &Path) -> Result<bool> {
-    // A *datagram* socket fails to connect to a server's: "refused" if nobody has that one open,
-    // "wrong type" if a server has. The server does not notice, where it would make a ring for a real
-    // connection. And one that does not listen yet, which would refuse that, is not taken for dead.
+    // A *datagram* socket can't connect to a server's. The error is "refused" if the server is gone,
+    // "wrong type" if it is there, also while it does not listen yet. It does not notice.
     let probe = UnixDatagram::unbound().context("failed to make a socket")?;
     match probe.connect(path) {
         Err(e) if e.kind() == ErrorKind::ConnectionRefused => Ok(true),
@@ -109,14 +126,11 @@ fn restrict(path: &Path, listener: &UnixListener) -> io::Result<()> {
         // in just then and takes a moment to arrive: microseconds, unless it is held up in between.
         thread::sleep(Duration::from_millis(10));
         listener.set_nonblocking(true)?;
-        loop {
-            match listener.accept() {
-                Ok(early) => drop(early),
-                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-                Err(e) => return Err(e),
-            }
-        }
+        let end = listener.incoming().find_map(Result::err);
         listener.set_nonblocking(false)?;
+        return end
+            .filter(|e| e.kind() != ErrorKind::WouldBlock)
+            .map_or(Ok(()), Err);
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use std::{env, hint, thread};
 use anyhow::{Context, Result, ensure};
 use shmem_ipc::sharedring::Receiver;
 use shmem_test::peer::Peer;
-use shmem_test::ring::{HALF, Looks, PART, TrustedReceiver, TrustedSender};
+use shmem_test::ring::{BackOff, HALF, PART, TrustedReceiver, TrustedSender};
 use shmem_test::{CAPACITY, Item, handover};
 
 const HELP: &str = "\
@@ -403,7 +403,7 @@ struct Line {
 
 enum Transport {
     /// With what was read, how much of it is the beginning of a number, and whether one looks again.
-    Socket(UnixStream, Vec<u8>, usize, Option<Looks>),
+    Socket(UnixStream, Vec<u8>, usize, Option<BackOff>),
     /// A ring for each direction.
     Rings(TrustedSender, TrustedReceiver, Peer),
 }
@@ -429,7 +429,7 @@ impl Line {
             let receiver = unsafe { TrustedReceiver::new(receiver) };
             Transport::Rings(sender, receiver, peer)
         } else {
-            let looks = (how == "socket").then(Looks::default);
+            let looks = (how == "socket").then(BackOff::default);
             stream.set_nonblocking(looks.is_some())?;
             Transport::Socket(stream, NUMBER.repeat(READ / 8), 0, looks)
         };
@@ -499,12 +499,12 @@ impl Line {
 }
 
 /// Reads from a socket as the ring's receiver does: looks again for a moment, then sleeps.
-fn read(mut stream: &UnixStream, buffer: &mut [u8], looks: &mut Option<Looks>) -> Result<usize> {
+fn read(mut stream: &UnixStream, buffer: &mut [u8], looks: &mut Option<BackOff>) -> Result<usize> {
     let Some(looks) = looks else {
         return Ok(stream.read(buffer)?);
     };
     let mut num = None;
-    looks.until(|| match stream.read(buffer) {
+    looks.look(|| match stream.read(buffer) {
         Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(false),
         read => {
             num = Some(read?);

@@ -16,6 +16,7 @@ mod proc;
 mod programs;
 mod readme;
 mod ring;
+mod shortages;
 mod socket_path;
 mod stand_ins;
 mod transcript;

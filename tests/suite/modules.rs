@@ -1,7 +1,8 @@
 //! `handover`, `peer` and `socket` as people copy them, in one process: whatever state a socket comes
 //! in, it serves, and a peer is gone when it is gone.
 
-use std::io::Write;
+use std::fs;
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use shmem_ipc::sharedring::Receiver;
 use shmem_test::peer::Peer;
 use shmem_test::{CAPACITY, Item, handover, socket};
 
-use crate::programs::{Folder, within_patience};
+use crate::programs::{Folder, until, within_patience};
 use crate::stand_ins::{hand_over_ring, ring_items};
 
 /// Longer than the time limits below, so that whoever gives up at one of them is seen.
@@ -97,6 +98,9 @@ fn a_silent_peer_is_there_whatever_the_state() {
                 (&theirs).write_all(&[7]).unwrap();
             }
             assert!(peer.pause(SILENCE), "{state}");
+            // The watching thread sleeps: it has undone what would keep it awake.
+            assert!(!is_nonblocking(&clone), "{state}");
+            assert_eq!(clone.read_timeout().unwrap(), None, "{state}");
             // So does one who is woken.
             ring.empty_signal().write_all(&1u64.to_ne_bytes()).unwrap();
             assert!(peer.wait(ring.empty_signal()), "{state}");
@@ -156,23 +160,69 @@ fn a_dropped_peer_hangs_up_whoever_holds_the_socket() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (ours, ring) = (Arc::new(ours), new_ring());
     hand_over_ring(&ours, &ring);
-    let peer = Peer::watch(
-        Arc::clone(&ours),
-        &[ring.empty_signal(), ring.full_signal()],
-    )
-    .unwrap();
+    let signals = [ring.empty_signal(), ring.full_signal()];
+    let peer = Peer::watch(Arc::clone(&ours), &signals).unwrap();
     let sender = handover::take(&theirs).unwrap();
     let other = Peer::watch(theirs, &[sender.empty_signal(), sender.full_signal()]).unwrap();
     assert!(other.pause(Duration::ZERO));
     drop(peer);
-    // Both sides have the same signals here, so the thread of the first one wakes the second as well.
+    // Our own reading half has ended as well, or the watching thread would sleep on.
+    let watched = Arc::clone(&ours);
+    within_patience("our end", move || {
+        assert_eq!((&*watched).read(&mut [0]).unwrap(), 0);
+    });
     within_patience(
         "the hang-up",
         move || {
             while other.wait(sender.full_signal()) {}
         },
     );
-    drop(ours);
+}
+
+/// Whether a read fails instead of sleeping (`O_NONBLOCK`).
+fn is_nonblocking(file: &impl AsRawFd) -> bool {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).unwrap();
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    u32::from_str_radix(flags.unwrap().trim(), 8).unwrap() & 0o4000 != 0
+}
+
+/// Who hangs up leaves the signals as they are: the other program may sleep on them, with no module to
+/// help. Only what a peer leaves behind is made non-blocking.
+#[test]
+fn the_signals_belong_to_the_other_program_too() {
+    let ring = new_ring();
+    let signals = [ring.empty_signal(), ring.full_signal()];
+    // Many times, because our thread may be slower than we are.
+    let start = Instant::now();
+    while start.elapsed() < SILENCE {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        drop(Peer::watch(ours, &signals).unwrap());
+        thread::yield_now();
+        assert!(!signals.iter().any(|signal| is_nonblocking(*signal)));
+    }
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let _peer = Peer::watch(ours, &signals).unwrap();
+    drop(theirs);
+    until("both", || {
+        signals.iter().all(|signal| is_nonblocking(*signal))
+    });
+}
+
+/// A thread that sleeps in `wait` can be woken by its own program.
+#[test]
+fn a_write_to_a_clone_wakes_who_waits() {
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let ring = new_ring();
+    let peer = Peer::watch(ours, &[ring.empty_signal(), ring.full_signal()]).unwrap();
+    let mut clone = ring.empty_signal().try_clone().unwrap();
+    let waking = thread::spawn(move || {
+        thread::sleep(SILENCE);
+        clone.write_all(&1u64.to_ne_bytes()).unwrap();
+    });
+    within_patience("the wake-up", move || {
+        assert!(peer.wait(ring.empty_signal()))
+    });
+    waking.join().unwrap();
 }
 
 /// An error tells how to start the server, in the words of whoever calls.

@@ -2,14 +2,16 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, PipeReader};
+use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
+use crate::proc::sleeps_of;
 use crate::programs::{
-    CLIENT, Folder, PATIENCE, Program, SERVER, client, command, run, server, within_patience,
+    CLIENT, Folder, PATIENCE, Program, SERVER, client, command, run, server, until, within_patience,
 };
 use crate::stand_ins::uninterrupted;
 
@@ -150,6 +152,103 @@ fn read_one_line(head: PipeReader) {
     within_patience("a line", || {
         BufReader::new(head).lines().next().unwrap().unwrap()
     });
+}
+
+/// A pipe whose two ends this test holds, with no room left.
+fn full_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, mut writer) = io::pipe().unwrap();
+    set_nonblocking(&writer, true);
+    while writer.write(&[b'x'; 4096]).is_ok() {}
+    while writer.write(b"x").is_ok() {}
+    (reader, writer)
+}
+
+/// Sets or clears `O_NONBLOCK`, which both ends' holders share.
+fn set_nonblocking(writer: &PipeWriter, nonblocking: bool) {
+    let socket = UnixStream::from(OwnedFd::from(writer.try_clone().unwrap()));
+    socket.set_nonblocking(nonblocking).unwrap();
+}
+
+/// Three clients come, send and leave, whatever has become of the server's lines.
+fn assert_serves_three(socket: &Path) {
+    for _ in 0..3 {
+        client(socket, &["--flood", "1000"]).wait().assert_done();
+    }
+}
+
+/// Full is not closed: a disk, a pipe that does not block, a pipe that does (as a terminal does after
+/// Ctrl-S). The server serves on, and the last sum comes when there is room.
+#[test]
+fn a_full_stdout_does_not_stop_the_server() {
+    let folder = Folder::new();
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let command = command(SERVER, &folder.socket(), &[]);
+    let mut server = Program::start_with(command, full.into(), Stdio::piped());
+    server.until_err("Listening on ");
+    assert_serves_three(&folder.socket());
+    server.until_err("Client 3 left");
+    drop(server);
+
+    for nonblocking in [true, false] {
+        for with_stderr in [true, false] {
+            let (reader, writer) = full_pipe();
+            set_nonblocking(&writer, nonblocking);
+            let stderr = match with_stderr {
+                true => writer.try_clone().unwrap().into(),
+                false => Stdio::null(),
+            };
+            let command = crate::programs::command(SERVER, &folder.socket(), &[]);
+            let server = Program::start_with(command, writer.into(), stderr);
+            until("the server", || {
+                UnixStream::connect(folder.socket()).is_ok()
+            });
+            assert_serves_three(&folder.socket());
+            if nonblocking {
+                // It tries again, in vain.
+                let before = sleeps_of(&server, "sums");
+                until("three times", || sleeps_of(&server, "sums") >= before + 3);
+            }
+            within_patience("the last sum", move || {
+                let wanted = "Sum: 3000";
+                let mut lines = BufReader::new(reader).lines().map(Result::unwrap);
+                // The first one is behind all that filled the pipe.
+                assert!(lines.any(|line| line.trim_start_matches('x') == wanted));
+            });
+            drop(server);
+        }
+    }
+}
+
+/// Nobody drains stderr, but stdout is read.
+#[test]
+fn a_full_stderr_holds_up_nothing() {
+    let folder = Folder::new();
+    let (_reader, writer) = full_pipe();
+    set_nonblocking(&writer, false);
+    let command = command(SERVER, &folder.socket(), &[]);
+    let mut server = Program::start_with(command, Stdio::piped(), writer.into());
+    until("the server", || {
+        UnixStream::connect(folder.socket()).is_ok()
+    });
+    assert_serves_three(&folder.socket());
+    server.until_out("Sum: 3000");
+}
+
+/// A client does its work without its lines, too.
+#[test]
+fn a_full_stdout_does_not_stop_the_client() {
+    let folder = Folder::new();
+    let mut server = server(&folder.socket());
+    for args in [
+        &["--batches", "2", "--interval", "0.01"][..],
+        &["--flood", "1000"],
+    ] {
+        let command = command(CLIENT, &folder.socket(), args);
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let client = Program::start_with(command, full.into(), Stdio::piped());
+        client.wait().assert_done();
+    }
+    server.until_err("Client 2 left after 1000 items");
 }
 
 #[test]

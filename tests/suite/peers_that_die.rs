@@ -1,13 +1,11 @@
 //! Peers that are killed, stopped, or many.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use crate::proc::{
-    assert_asleep, assert_unharmed, come_to_rest, held, ignores_interrupts, until_asleep,
-    until_given_back,
+    assert_asleep, assert_unharmed, held, ignores_interrupts, until_asleep, until_given_back,
 };
-use crate::programs::{Folder, Program, client, server, server_after, server_with, soon};
+use crate::programs::{Folder, Program, client, server, soon};
 use crate::stand_ins::{StandIn, connect};
 
 /// So long that only a hang-up ends it: no test waits for it.
@@ -226,59 +224,4 @@ fn clients_by_the_hundred() {
     until_given_back(&server, &before);
     server.until_out(&format!("Sum: {}", (133 + 25) * 10));
     assert_asleep(&[&server]);
-}
-
-/// What no waiting heals drops the client at once. Here the memfd would be larger than the files that
-/// the server may have; the signal that comes with the error has to be ignored, or it kills.
-#[test]
-fn a_ring_that_can_not_be_made() {
-    let folder = Folder::new();
-    let limit = "trap '' XFSZ; ulimit -f 100";
-    let mut server = Program::start(server_after(limit, &folder.socket()));
-    server.until_err("Listening on ");
-    let before = held(&server);
-    for n in 1..=2 {
-        let ended = soon("the client's end", || client(&folder.socket(), &[]).wait());
-        ended.assert_error(1, &["hung up"]);
-        let line = server.until_err(&format!("Client {n} dropped: "));
-        assert!(
-            line.contains("memfd") && line.contains("too large"),
-            "{line}"
-        );
-    }
-    until_given_back(&server, &before);
-    assert_asleep(&[&server]);
-    assert_eq!(server.all_err().len(), 5);
-}
-
-/// Whoever comes while the descriptors are in use waits, and is served when they are free again.
-#[test]
-fn out_of_descriptors() {
-    // The listener takes one, and each of three clients six. So what fails for the fourth is to
-    // accept it, or the last of its six.
-    for free in [19, 24] {
-        let folder = Folder::new();
-        let mut server = server_with(free, &folder.socket());
-        let start = Instant::now();
-        let before = held(&server);
-        let peers: Vec<_> = (0..3).map(|_| StandIn::connect(&folder.socket())).collect();
-        let waiting: Vec<_> = (0..10).map(|_| connect(&folder.socket())).collect();
-        server.until_err("failed to equip a client");
-        // It tries ten times a second.
-        come_to_rest(&[&server], Duration::from_secs(1), 30);
-
-        drop(peers);
-        for stream in waiting {
-            let mut peer = StandIn::take(stream);
-            peer.send(&[1.0]);
-            assert_eq!(peer.goodbye(), 1u64.to_ne_bytes());
-        }
-        server.until_out("Sum: 10");
-        assert_unharmed(&server, &folder.socket(), &before);
-
-        // A new shortage begins after a second without one.
-        let most = 1 + start.elapsed().as_secs() as usize;
-        let said = server.all_err().iter().filter(|l| l.starts_with("failed"));
-        assert!(said.count() <= most, "{:#?}", server.all_err());
-    }
 }

@@ -303,7 +303,8 @@ fn memory_that_is_no_ring_of_the_right_size() {
     let folder = Folder::new();
     let right = ring_len();
     for len in [0, 1, 4096, right - 4096, right + 4096, 2 * right, 1 << 40] {
-        client_with_memory(&memfd(len)).assert_error(1, &["memfd", &len.to_string()]);
+        let said = format!(" {len} bytes, ");
+        client_with_memory(&memfd(len)).assert_error(1, &[&said]);
     }
 
     let path = folder.join("file");
@@ -312,9 +313,10 @@ fn memory_that_is_no_ring_of_the_right_size() {
     let writable = File::options().write(true).open(&path).unwrap();
     let zero = File::open("/dev/zero").unwrap();
     for file in [read_only, writable, zero] {
-        client_with_memory(&file).assert_error(1, &["memfd"]);
+        client_with_memory(&file).assert_error(1, &["the memory is no memfd"]);
     }
-    client_with_memory(&UnixStream::pair().unwrap().0).assert_error(1, &["memfd"]);
+    let socket = UnixStream::pair().unwrap().0;
+    client_with_memory(&socket).assert_error(1, &["the memory is no memfd"]);
 
     let unsealable = MemfdOptions::new().allow_sealing(false).create("lie");
     let unsealable = unsealable.unwrap();
@@ -327,10 +329,15 @@ fn memory_that_is_no_ring_of_the_right_size() {
 
     // Used, full, or corrupt.
     let items = ring_items() as u64;
-    for count in [1, items, items + 1, u64::MAX] {
+    for (count, said) in [
+        (1, "the ring is in use"),
+        (items, "the ring is in use"),
+        (items + 1, "Buffer corrupt"),
+        (u64::MAX, "Buffer corrupt"),
+    ] {
         let used = memfd(right);
         used.as_file().write_at(&count.to_ne_bytes(), 0).unwrap();
-        client_with_memory(&used).assert_error(1, &["ring"]);
+        client_with_memory(&used).assert_error(1, &[said]);
     }
 }
 

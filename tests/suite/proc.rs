@@ -52,11 +52,12 @@ pub fn ignores_interrupts(program: &Program) -> bool {
     u64::from_str_radix(ignored.unwrap().trim(), 16).unwrap() & 2 != 0
 }
 
-/// How often the program's main thread has gone to sleep.
-pub fn sleeps_of_main(program: &Program) -> u64 {
-    let pid = program.pid();
-    let task = PathBuf::from(format!("/proc/{pid}/task/{pid}"));
-    Thread::look(&task).unwrap().sleeps
+/// How often the program's thread of that name has gone to sleep.
+pub fn sleeps_of(program: &Program, name: &str) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{}/task", program.pid())).unwrap();
+    let mut tasks = tasks.map(|task| task.unwrap().path());
+    let has_name = |task: &PathBuf| fs::read_to_string(task.join("comm")).unwrap().trim() == name;
+    Thread::look(&tasks.find(has_name).unwrap()).unwrap().sleeps
 }
 
 /// User and system time so far, in clock ticks (usually of 10 ms).

@@ -5,8 +5,9 @@
 
 use std::env;
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 use crate::proc;
 
 /// For whatever must happen: long enough for any machine, short enough to see a hang fail.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// For what must happen within a second or two. The rest is a margin for machines that are busy.
 const SOON: Duration = Duration::from_secs(5);
@@ -361,6 +362,36 @@ pub fn server_with(free: u32, socket: &Path) -> Program {
     let mut server = Program::start(server_after(&limit, socket));
     server.until_err("Listening on ");
     server
+}
+
+/// A program that the n-th other user runs: 60000 and so on, if this one may become that.
+pub fn by_user(n: u32, program: &str) -> Command {
+    let user = 60_000 + n;
+    let mut command = Command::new("setpriv");
+    command.args([format!("--reuid={user}"), format!("--regid={user}")]);
+    command.args(["--clear-groups", program]);
+    command
+}
+
+/// One of our programs with a socket, run by the n-th other user, after a shell has run `script`: `None`
+/// where only one user is at hand, or where the other one can't come to the folder.
+pub fn as_another_user(n: u32, program: &str, folder: &Folder, script: &str) -> Option<Command> {
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
+    // Others may not get to where the programs are. `cp`, because the system refuses to run a file
+    // that a process has open for writing, as all children of this one would for a moment.
+    let copy = folder.join(Path::new(program).file_name().unwrap());
+    let copied = Command::new("cp").arg(program).arg(&copy).status();
+    assert!(copied.unwrap().success());
+    fs::set_permissions(&copy, Permissions::from_mode(0o755)).unwrap();
+    let comes = by_user(n, "test").arg("-x").arg(&copy).output();
+    if !comes.is_ok_and(|comes| comes.status.success()) {
+        eprintln!("skipped: there is no other user who could come here");
+        return None;
+    }
+    let mut shell = by_user(n, "sh");
+    shell.args(["-c", &format!("{script}; exec \"$@\""), "sh"]);
+    shell.arg(copy).arg("--socket").arg(folder.socket());
+    Some(shell)
 }
 
 /// Starts a server, and returns once clients can connect.

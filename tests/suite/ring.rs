@@ -11,6 +11,7 @@ use std::iter;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use shmem_ipc::sharedring::{Receiver, Sender};
 
@@ -44,7 +45,7 @@ mod frames {
 }
 
 use numbers::CAPACITY;
-use numbers::ring::{HALF, Looks, TrustedReceiver, TrustedSender};
+use numbers::ring::{BackOff, HALF, TrustedReceiver, TrustedSender};
 
 /// Items of 8 bytes that are lent at a time: 2 KiB.
 const PIECE: usize = 256;
@@ -329,9 +330,9 @@ fn a_panic_leaves_what_was_not_given_back() {
 }
 
 /// Whether empty is looked at again: if so, `look` is called more than once.
-fn looks_again(looks: &mut Looks) -> bool {
+fn looks_again(back_off: &mut BackOff) -> bool {
     let mut times = 0;
-    let looked = looks.until(|| {
+    let looked = back_off.look(|| {
         times += 1;
         Ok(false)
     });
@@ -342,29 +343,31 @@ fn looks_again(looks: &mut Looks) -> bool {
 /// A time in vain costs the next ones: one, three, seven, up to 63. It comes to an end each time.
 #[test]
 fn looking_again_in_vain_becomes_rare() {
-    let mut looks = Looks::default();
-    let again: Vec<_> = (1..=400).filter(|_| looks_again(&mut looks)).collect();
+    let mut back_off = BackOff::default();
+    let again: Vec<_> = (1..=400).filter(|_| looks_again(&mut back_off)).collect();
     assert_eq!(again, [1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 320, 384]);
     // Once it was not in vain, it begins anew. What is there at first says nothing.
     for _ in 401..448 {
-        assert!(!looks_again(&mut looks));
-        looks.until(|| Ok(true)).unwrap();
+        assert!(!looks_again(&mut back_off));
+        back_off.look(|| Ok(true)).unwrap();
     }
     let mut times = 0;
-    let second = looks.until(|| {
+    let second = back_off.look(|| {
         times += 1;
         Ok(times == 2)
     });
     second.unwrap();
     assert_eq!(times, 2);
-    assert!(looks_again(&mut looks) && looks_again(&mut looks) && !looks_again(&mut looks));
+    assert!(
+        looks_again(&mut back_off) && looks_again(&mut back_off) && !looks_again(&mut back_off)
+    );
 }
 
 #[test]
 fn an_error_of_a_look_is_returned() {
     for good in 0..2 {
         let mut left = good;
-        let looked = Looks::default().until(|| {
+        let looked = BackOff::default().look(|| {
             anyhow::ensure!(left > 0, "no ring");
             left -= 1;
             Ok(false)
@@ -404,4 +407,21 @@ fn receive_looks_again() {
         sending.join().unwrap();
         in_vain < ITEMS / 2
     });
+}
+
+/// It is over much sooner than the shortest sleep that a program would ask for: of each, the quickest
+/// of many, side by side.
+#[test]
+fn looking_again_ends_soon() {
+    let quickest = |action: fn()| {
+        let took = (0..50).map(|_| {
+            let start = Instant::now();
+            action();
+            start.elapsed()
+        });
+        took.min().unwrap()
+    };
+    let look = quickest(|| assert!(looks_again(&mut BackOff::default())));
+    let sleep = quickest(|| thread::sleep(Duration::from_millis(1)));
+    assert!(look < sleep, "{look:?} beside {sleep:?}");
 }

@@ -3,17 +3,16 @@
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::proc::assert_asleep;
 use crate::programs::{
-    CLIENT, Ended, Folder, PATIENCE, Program, SERVER, client, command, dead_socket, run, server,
-    server_after, soon, until,
+    CLIENT, Ended, Folder, PATIENCE, Program, SERVER, as_another_user, client, command,
+    dead_socket, run, server, server_after, soon, until,
 };
 use crate::stand_ins::ends;
 
@@ -177,34 +176,7 @@ fn somebody_elses_socket() {
     let path = folder.socket();
     let mut first = server(&path);
     let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
-    let setpriv = || {
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
-        command
-    };
-    let as_other_user = |program: &str| {
-        if !is_root {
-            return command(program, &path, &[]);
-        }
-        // Others may not get to where the programs are. `cp`, because the system refuses to run a
-        // file that a process has open for writing, as all children of this one would for a moment.
-        let copy = folder.join(Path::new(program).file_name().unwrap());
-        let copied = Command::new("cp").arg(program).arg(&copy).status();
-        assert!(copied.unwrap().success());
-        fs::set_permissions(&copy, Permissions::from_mode(0o755)).unwrap();
-        let mut command = setpriv();
-        command.arg(copy).arg("--socket").arg(&path);
-        command
-    };
-    if is_root {
-        fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
-        // Not every machine has the tool, or lets others into where the folder is.
-        let sees = setpriv().args(["test", "-S"]).arg(&path).status();
-        if !sees.is_ok_and(|sees| sees.success()) {
-            eprintln!("skipped: there is no other user who could come here");
-            return;
-        }
-    } else {
+    if !is_root {
         // Nobody else is at hand, but a user can lock itself out, as root can't.
         fs::set_permissions(&path, Permissions::from_mode(0o000)).unwrap();
     }
@@ -212,12 +184,49 @@ fn somebody_elses_socket() {
         (CLIENT, "failed to connect to"),
         (SERVER, "failed to find out whether a server listens"),
     ] {
-        let refused = Program::start(as_other_user(program));
-        refused.wait().assert_error(1, &[said]);
+        let command = match is_root {
+            true => as_another_user(0, program, &folder, ":"),
+            false => Some(command(program, &path, &[])),
+        };
+        let Some(command) = command else { return };
+        Program::start(command).wait().assert_error(1, &[said]);
     }
     fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
     assert_serves(&path);
     assert_eq!(first.err(), "Client 1 connected");
+}
+
+/// Anybody can be the first to listen in a folder like `/tmp`, and let everybody connect. That server is
+/// not trusted, and whoever trusts its link to another one is not either.
+#[test]
+fn a_server_of_another_user() {
+    let folder = Folder::new();
+    let path = folder.socket();
+    let Some(command) = as_another_user(0, SERVER, &folder, ":") else {
+        return;
+    };
+    let mut other = Program::start(command);
+    other.until_err("Listening on ");
+    fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
+    let ours = fs::metadata("/proc/self").unwrap().uid();
+    let said = format!("`{}` is user 60000's, not user {ours}'s", path.display());
+    client(&path, &[]).wait().assert_error(1, &[&said]);
+    // Through a link of ours.
+    let link = folder.join("link");
+    symlink(&path, &link).unwrap();
+    client(&link, &[])
+        .wait()
+        .assert_error(1, &["is user 60000's"]);
+    // A link of the other's, to a server of ours.
+    let own = folder.join("own");
+    let _own = server(&own);
+    fs::remove_file(&link).unwrap();
+    symlink(&own, &link).unwrap();
+    client(&link, &["--batches", "0"]).wait().assert_done();
+    lchown(&link, Some(60_000), None).unwrap();
+    client(&link, &[])
+        .wait()
+        .assert_error(1, &["is user 60000's"]);
 }
 
 /// Whatever the umask grants or denies. It also decides whether early clients are sent away, after
@@ -269,7 +278,9 @@ fn early_clients() {
     for _ in 0..20 {
         assert!(early_client_is_served("022"), "sent away without cause");
     }
-    until("one to be sent away", || !early_client_is_served("000"));
+    for umask in ["002", "020"] {
+        until("one to be sent away", || !early_client_is_served(umask));
+    }
 }
 
 #[test]

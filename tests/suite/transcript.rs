@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use shmem_ipc::sharedring::Receiver;
 use shmem_test::CAPACITY;
 
-use crate::proc::{assert_asleep, sleeps_of_main};
+use crate::proc::{assert_asleep, sleeps_of};
 use crate::programs::{Folder, client, server};
 use crate::readme;
 use crate::stand_ins::{StandIn, answer, await_goodbye, client_of, hand_over_ring, ring_items};
@@ -184,13 +184,13 @@ fn twenty_lines_a_second_and_always_the_last_total() {
         let folder = Folder::new();
         let mut server = server(&folder.socket());
         let mut peer = StandIn::connect(&folder.socket());
-        let (start, before) = (Instant::now(), sleeps_of_main(&server));
+        let (start, before) = (Instant::now(), sleeps_of(&server, "sums"));
         let mut total = 0.0;
         while start.elapsed() < Duration::from_secs(1) {
             peer.send(&[item]);
             total += item;
         }
-        let sleeps = sleeps_of_main(&server) - before;
+        let sleeps = sleeps_of(&server, "sums") - before;
         // Two for each line, and some that wait for the total to be free.
         let most = 60.0 * start.elapsed().as_secs_f64();
         assert!((sleeps as f64) < most, "{sleeps} sleeps for {item}");

@@ -32,7 +32,7 @@ const AHEAD: usize = 8192_usize.div_ceil(size_of::<Item>());
 /// Items in each part of a large message, 32 KiB of them and at least one: see [`TrustedSender::send`].
 pub const PART: usize = 32_768_usize.div_ceil(size_of::<Item>());
 
-/// About what it takes to wake a thread: 2 to 30 us on virtual machines (AMD Zen 3 to 5, a large Intel).
+/// About what it takes to wake a thread: 2 to 45 us on virtual machines (AMD Zen 3 to 5, a large Intel).
 const WAKE_UP: Duration = Duration::from_micros(20);
 
 /// shmem-ipc's [`Sender`], with a receiver that is trusted.

@@ -1,0 +1,18 @@
+use anyhow::ensure;
+use first::{framing, handover, peer::Peer, ring::TrustedSender, socket};
+
+fn main() -> anyhow::Result<()> {
+    let stream = socket::connect("first.sock".as_ref(), "target/release/server")?;
+    let sender = handover::take(&stream)?;
+    let server = Peer::watch(stream, &[sender.empty_signal(), sender.full_signal()])?;
+    // SAFETY: this ring has one server, and the server reads only what we have sent.
+    let mut ring = unsafe { TrustedSender::new(sender) };
+    let mut texts = 0;
+    for line in std::io::stdin().lines() {
+        framing::send(&mut ring, &server, line?.as_bytes())?;
+        texts += 1;
+    }
+    ensure!(server.goodbye() == Some(texts), "not all has arrived");
+    println!("{texts} texts have arrived");
+    Ok(())
+}

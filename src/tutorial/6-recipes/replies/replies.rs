@@ -1,7 +1,7 @@
 use std::os::unix::net::UnixStream;
 
 use crate::ring::{PART, TrustedReceiver, TrustedSender};
-use crate::{CAPACITY, framing, handover, peer::Peer};
+use crate::{CAPACITY, framing, framing::LONGEST, handover, peer::Peer};
 use anyhow::{Result, ensure};
 use shmem_ipc::sharedring::Receiver;
 
@@ -36,6 +36,7 @@ impl Line {
 
     /// Sends a text. Before it sleeps on a full ring, it empties the other one: `read` gets what came.
     pub fn send(&mut self, text: &[u8], mut read: impl FnMut(&[u8])) -> Result<()> {
+        ensure!(text.len() <= LONGEST, "a text of {} bytes", text.len());
         for mut bytes in [&(text.len() as u32).to_ne_bytes(), text] {
             while !bytes.is_empty() {
                 let sent = self.to.send(|free| {

@@ -3,7 +3,7 @@ use crate::ring::{PART, TrustedReceiver, TrustedSender};
 use anyhow::{Result, ensure};
 
 /// The longest text. A length that is larger comes from a mistake.
-const LONGEST: usize = 1 << 20;
+pub const LONGEST: usize = 1 << 20;
 
 /// Sends a text with its length in front, in parts, and sleeps while there is no room.
 pub fn send(ring: &mut TrustedSender, server: &Peer, text: &[u8]) -> Result<()> {

@@ -22,6 +22,7 @@ fn main() -> anyhow::Result<()> {
     let mut ring = take()?;
 
     for k in 1..=batches {
+        sleep(Duration::from_secs(1));
         let left = k * 100_000;
         let item = 1.0 / left as f64;
         ring.block_until_writable()?;
@@ -33,9 +34,6 @@ fn main() -> anyhow::Result<()> {
         };
         // SAFETY: there is one server, and it reads only what we have sent.
         unsafe { ring.send_trusted(write)? };
-        if k < batches {
-            sleep(Duration::from_secs(1));
-        }
     }
     Ok(())
 }

@@ -115,8 +115,8 @@ fn compare(at: &str) -> Result<()> {
     print(
         "
 2. Messages that go there, are read as a whole, and are answered by one of the same size: half of
-   that time, in us. TURN 1: of the first 4 MB (the rest is in the other columns), while the kernel
-   makes the ring's pages. SILENCE: of 8 bytes, with a pause before each, in which both fall asleep.",
+   that time, in us. TURN 1: the first 4 MB, in which the kernel makes the ring's pages (the other
+   columns are without these). SILENCE: 8 bytes after a pause, in which both have fallen asleep.",
     )?;
     let transports = [("ring", "ring"), ("Unix socket", "socket")];
     let mut jobs = vec![];
@@ -145,8 +145,8 @@ fn compare(at: &str) -> Result<()> {
     print(&format!(
         "
 3. {times} times {size} bytes, every {interval:?}, {rate:.0} MB/s: from before the writing to after the
-   reading, in us, behind the first 4 MB. CORES: CPU time of the reader, and the writer's time in
-   writing, for each second that passes. In between, the writer looks at the clock."
+   reading, in us, without the first 4 MB. CORES: the reader's CPU time and the writer's time in
+   writing, in each second. (Before the next message is due, the writer looks at the clock.)"
     ))?;
     let jobs = transports.map(|(name, how)| (name.to_string(), format!("pace/note {how} {size}")));
     let time: Figure = &|run| percentile(run, 500);

@@ -1,7 +1,7 @@
 use std::os::unix::net::UnixStream;
 
-use crate::ring::{PART, TrustedReceiver, TrustedSender};
-use crate::{CAPACITY, framing, framing::LONGEST, handover, peer::Peer};
+use crate::ring::{TrustedReceiver, TrustedSender};
+use crate::{CAPACITY, framing, handover, peer::Peer};
 use anyhow::{Result, ensure};
 use shmem_ipc::sharedring::Receiver;
 
@@ -36,29 +36,26 @@ impl Line {
 
     /// Sends a text. Before it sleeps on a full ring, it empties the other one: `read` gets what came.
     pub fn send(&mut self, text: &[u8], mut read: impl FnMut(&[u8])) -> Result<()> {
-        ensure!(text.len() <= LONGEST, "a text of {} bytes", text.len());
-        for mut bytes in [&(text.len() as u32).to_ne_bytes(), text] {
-            while !bytes.is_empty() {
-                let sent = self.to.send(|free| {
-                    let num = bytes.len().min(free.len()).min(PART);
-                    free[..num].copy_from_slice(&bytes[..num]);
-                    num
-                })?;
-                bytes = &bytes[sent.unwrap_or(0)..];
-                if sent.is_none() {
-                    framing::receive(&mut self.from, &mut self.rest, &mut read)?;
-                    let connected = self.peer.wait(self.to.full_signal());
-                    ensure!(connected, "the other program is gone");
-                }
-            }
-        }
-        Ok(())
+        framing::send(&mut self.to, text, |to| {
+            framing::receive(&mut self.from, &mut self.rest, &mut read)?;
+            let connected = self.peer.wait(to.full_signal());
+            ensure!(connected, "the other program is gone");
+            Ok(())
+        })
     }
 
-    /// Sleeps until something has come, and reads it. `false`: this was the last of it.
-    pub fn receive(&mut self, read: impl FnMut(&[u8])) -> Result<bool> {
-        let connected = self.peer.wait(self.from.empty_signal());
-        framing::receive(&mut self.from, &mut self.rest, read)?;
-        Ok(connected)
+    /// Reads what has come. Sleeps only if nothing has. `false`: this was the last of it.
+    pub fn receive(&mut self, mut read: impl FnMut(&[u8])) -> Result<bool> {
+        let mut connected = true;
+        loop {
+            let num = (self.from).receive(|piece| self.rest.extend_from_slice(piece))?;
+            framing::take_whole(&mut self.rest, &mut read)?;
+            match (num > 0, connected) {
+                (true, true) => return Ok(true),
+                (true, false) => {} // There may be more.
+                (false, true) => connected = self.peer.wait(self.from.empty_signal()),
+                (false, false) => return Ok(false),
+            }
+        }
     }
 }

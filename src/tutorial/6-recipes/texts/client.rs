@@ -9,7 +9,10 @@ fn main() -> anyhow::Result<()> {
     let mut ring = unsafe { TrustedSender::new(sender) };
     let mut texts = 0;
     for line in std::io::stdin().lines() {
-        framing::send(&mut ring, &server, line?.as_bytes())?;
+        framing::send(&mut ring, line?.as_bytes(), |ring| {
+            ensure!(server.wait(ring.full_signal()), "the server is gone");
+            Ok(())
+        })?;
         texts += 1;
     }
     ensure!(server.goodbye() == Some(texts), "not all has arrived");

@@ -1,25 +1,28 @@
-use crate::peer::Peer;
 use crate::ring::{PART, TrustedReceiver, TrustedSender};
 use anyhow::{Result, ensure};
 
 /// The longest text. A length that is larger comes from a mistake.
-pub const LONGEST: usize = 1 << 20;
+const LONGEST: usize = 1 << 20;
 
-/// Sends a text with its length in front, in parts, and sleeps while there is no room.
-pub fn send(ring: &mut TrustedSender, server: &Peer, text: &[u8]) -> Result<()> {
+/// Sends a text with its length in front, in parts. Calls `sleep` while the ring is full.
+pub fn send(
+    ring: &mut TrustedSender,
+    text: &[u8],
+    mut sleep: impl FnMut(&TrustedSender) -> Result<()>,
+) -> Result<()> {
     ensure!(text.len() <= LONGEST, "a text of {} bytes", text.len());
-    for mut bytes in [&(text.len() as u32).to_ne_bytes(), text] {
-        while !bytes.is_empty() {
-            let sent = ring.send(|free| {
-                let num = bytes.len().min(free.len()).min(PART);
-                free[..num].copy_from_slice(&bytes[..num]);
-                num
-            })?;
-            bytes = &bytes[sent.unwrap_or(0)..];
-            ensure!(
-                sent.is_some() || server.wait(ring.full_signal()),
-                "the server is gone"
-            );
+    // In one piece: to send the length alone would ring the bell twice for a short text.
+    let message = [&(text.len() as u32).to_ne_bytes(), text].concat();
+    let mut bytes = &message[..];
+    while !bytes.is_empty() {
+        let sent = ring.send(|free| {
+            let num = bytes.len().min(free.len()).min(PART);
+            free[..num].copy_from_slice(&bytes[..num]);
+            num
+        })?;
+        match sent {
+            Some(num) => bytes = &bytes[num..],
+            None => sleep(ring)?,
         }
     }
     Ok(())

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::programs::{PATIENCE, Program, client};
+use crate::programs::{PATIENCE, Program, client, until};
 
 /// One thread of a program.
 struct Thread {
@@ -54,10 +54,17 @@ pub fn ignores_interrupts(program: &Program) -> bool {
 
 /// How often the program's thread of that name has gone to sleep.
 pub fn sleeps_of(program: &Program, name: &str) -> u64 {
-    let tasks = fs::read_dir(format!("/proc/{}/task", program.pid())).unwrap();
-    let mut tasks = tasks.map(|task| task.unwrap().path());
-    let has_name = |task: &PathBuf| fs::read_to_string(task.join("comm")).unwrap().trim() == name;
-    Thread::look(&tasks.find(has_name).unwrap()).unwrap().sleeps
+    let mut found = None;
+    // A thread gives itself its name, when it has a core.
+    until("the thread's name", || {
+        let tasks = fs::read_dir(format!("/proc/{}/task", program.pid())).unwrap();
+        let mut tasks = tasks.map(|task| task.unwrap().path());
+        let is_name = |comm: String| comm.trim() == name;
+        let has_name = |task: &PathBuf| fs::read_to_string(task.join("comm")).is_ok_and(is_name);
+        found = tasks.find(has_name);
+        found.is_some()
+    });
+    Thread::look(&found.unwrap()).unwrap().sleeps
 }
 
 /// User and system time so far, in clock ticks (usually of 10 ms).

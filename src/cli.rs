@@ -138,10 +138,8 @@ pub fn print_changes(sum: &Mutex<f64>) -> Result<()> {
         if !full {
             thread::park(); // Not at all if the `unpark` came during the pause.
         }
-        let line = format!(
-            "Sum: {}",
-            sum.lock().unwrap_or_else(PoisonError::into_inner)
-        );
+        let total = *sum.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = format!("Sum: {total}");
         // First what there was no room for: the buffer of `Stdout` has kept it.
         let mut printed = io::stdout().flush();
         // Lines are compared, not sums, because NaN differs from everything, itself included.

@@ -120,10 +120,8 @@ fn receive(stream: &UnixStream) -> Result<File> {
             // To be stopped and continued ends a read that has a time limit (signal(7)).
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
             Err(e) if e.kind() == ErrorKind::WouldBlock => bail!("nothing came for {TIMEOUT:?}"),
-            Err(e) if e.kind() == ErrorKind::InvalidData => {
-                return Err(e).context(NO_DESCRIPTOR);
-            }
-            Err(e) if e.kind() == ErrorKind::UnexpectedEof => bail!("the other side hung up"),
+            Err(e) if e.kind() == ErrorKind::InvalidData => Err(e).context(NO_DESCRIPTOR)?,
+            Err(e) if e.kind() == ErrorKind::UnexpectedEof => Err(e).context("the peer hung up")?,
             Err(e) => return Err(e.into()),
         }
     }

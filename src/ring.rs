@@ -76,6 +76,11 @@ impl TrustedSender {
         Ok(num)
     }
 
+    /// How many items have room, by now maybe more. (Fails if the count is out of range.)
+    pub fn write_count(&mut self) -> Result<usize> {
+        Ok(self.sender.sender_mut().write_count()?)
+    }
+
     /// What to sleep on while the ring is full.
     pub fn full_signal(&self) -> &File {
         self.sender.full_signal()

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 /// How long others may keep the folder locked. A server needs less than a millisecond for it.
 const LOCK_LIMIT: Duration = Duration::from_secs(1);
@@ -43,7 +43,7 @@ pub fn connect(path: &Path, start: &str) -> Result<UnixStream> {
     let connected = UnixStream::connect(path).map_err(|e| {
         let is_socket = fs::metadata(path).is_ok_and(|found| found.file_type().is_socket());
         let said = match e.kind() {
-            ErrorKind::ConnectionRefused if !is_socket => format!("`{at}` is no socket"),
+            ErrorKind::ConnectionRefused if !is_socket => return anyhow!("`{at}` is no socket"),
             ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
                 format!("no server at `{at}`, start it: `{start}`")
             }
@@ -81,10 +81,9 @@ fn replace_dead(path: &Path) -> Result<UnixListener> {
 
 /// Locks the folder that `path` is in, for as long as the result exists.
 fn lock_folder(path: &Path) -> Result<File> {
-    let named = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    let folder = named.unwrap_or(Path::new("."));
+    let parent = path.parent().unwrap_or(path);
+    let here = parent.as_os_str().is_empty();
+    let folder = if here { Path::new(".") } else { parent };
     let name = folder.display();
     let folder = File::open(folder).with_context(|| format!("failed to open `{name}`"))?;
     let start = Instant::now();
@@ -128,9 +127,8 @@ fn restrict(path: &Path, listener: &UnixListener) -> io::Result<()> {
         listener.set_nonblocking(true)?;
         let end = listener.incoming().find_map(Result::err);
         listener.set_nonblocking(false)?;
-        return end
-            .filter(|e| e.kind() != ErrorKind::WouldBlock)
-            .map_or(Ok(()), Err);
+        let failed = end.filter(|e| e.kind() != ErrorKind::WouldBlock);
+        return failed.map_or(Ok(()), Err);
     }
     Ok(())
 }

@@ -133,6 +133,17 @@ fn room(sender: &mut TrustedSender) -> usize {
     room
 }
 
+/// Also the room at the ring's beginning, for which a send takes a second call.
+#[test]
+fn all_room_is_counted() {
+    let mut ring = Ring::new();
+    ring.send(ring.size - 2);
+    ring.receive();
+    ring.send(1);
+    assert_eq!(room(&mut ring.sender), 1);
+    assert_eq!(ring.sender.write_count().unwrap(), ring.size - 1);
+}
+
 /// The first half while the second one is read, that one in the end. So a full ring wakes its sender
 /// twice, and not a third time for a rest.
 #[test]

@@ -47,6 +47,6 @@ fn main() -> anyhow::Result<()> {
     let (done, answer) = mpsc::channel();
     thread::spawn(move || done.send(server.goodbye()));
     let confirmed = answer.recv_timeout(Duration::from_secs(5));
-    ensure!(confirmed == Ok(Some(sent)), "not all has arrived");
+    ensure!(confirmed == Ok(Some(sent)), "not all is confirmed");
     Ok(())
 }

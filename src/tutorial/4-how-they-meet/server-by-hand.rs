@@ -7,7 +7,7 @@ use passfd::FdPassingExt;
 use shmem_ipc::sharedring::Receiver;
 
 fn main() -> anyhow::Result<()> {
-    // A datagram socket can't connect to a server's socket. "Refused" says that nobody has it open.
+    // A datagram socket can't connect to a server's socket. "Refused": nobody has it open.
     let probe = UnixDatagram::unbound()?.connect("first.sock");
     if probe.is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused) {
         std::fs::remove_file("first.sock")?;

@@ -25,7 +25,7 @@ fn main() -> anyhow::Result<()> {
             );
         }
     }
-    ensure!(server.goodbye() == Some(frames), "not all has arrived");
+    ensure!(server.goodbye() == Some(frames), "not all is confirmed");
     Ok(())
 }
 

@@ -37,6 +37,6 @@ fn main() -> anyhow::Result<()> {
             ensure!(server.pause(Duration::from_secs(1)), "the server is gone");
         }
     }
-    ensure!(server.goodbye() == Some(sent), "not all has arrived");
+    ensure!(server.goodbye() == Some(sent), "not all is confirmed");
     Ok(())
 }

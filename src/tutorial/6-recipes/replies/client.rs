@@ -21,7 +21,7 @@ fn main() -> anyhow::Result<()> {
         ensure!(line.receive(&mut read)?, "the server is gone");
     }
     // Not before the last reply: a server that has heard a goodbye may be gone.
-    ensure!(line.peer.goodbye() == Some(asked), "not all was answered");
+    ensure!(line.peer.goodbye() == Some(asked), "not all is confirmed");
     println!("{asked} replies");
     Ok(())
 }

@@ -1,4 +1,4 @@
-use std::io::{self, ErrorKind};
+use std::io;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -17,11 +17,14 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether another try can succeed: there is no server yet, or it is gone.
+/// Whether another try can succeed: there is no server yet, or it is gone, maybe while it gave the ring.
 fn heals(error: &anyhow::Error) -> bool {
-    let no_server =
-        |e: &io::Error| matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused);
-    error.is::<Gone>() || error.root_cause().downcast_ref().is_some_and(no_server)
+    use io::ErrorKind::{ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof};
+    let cause = error.root_cause().downcast_ref::<io::Error>();
+    let kind = cause.map(io::Error::kind);
+    let no_server = matches!(kind, Some(NotFound | ConnectionRefused));
+    let hung_up = matches!(kind, Some(UnexpectedEof | ConnectionReset));
+    no_server || hung_up || error.is::<Gone>()
 }
 
 #[derive(Debug)]

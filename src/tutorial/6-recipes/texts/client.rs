@@ -15,7 +15,7 @@ fn main() -> anyhow::Result<()> {
         })?;
         texts += 1;
     }
-    ensure!(server.goodbye() == Some(texts), "not all has arrived");
+    ensure!(server.goodbye() == Some(texts), "not all is confirmed");
     println!("{texts} texts have arrived");
     Ok(())
 }

@@ -38,7 +38,7 @@ async fn serve(stream: UnixStream) -> anyhow::Result<()> {
     loop {
         let connected = tokio::select! {
             rung = bell.readable() => { rung?.clear_ready(); true }
-            _ = stream.read_u8() => false, // The end of the client, or its goodbye.
+            () = hung_up(&mut stream) => false, // The end of the client, or its goodbye.
         };
         loop {
             let mut sum = 0.0;
@@ -57,6 +57,11 @@ async fn serve(stream: UnixStream) -> anyhow::Result<()> {
             return Ok(());
         }
     }
+}
+
+/// Waits for the end of the stream. What a client writes to it means nothing.
+async fn hung_up(stream: &mut UnixStream) {
+    while let Ok(1..) = stream.read(&mut [0; 64]).await {}
 }
 
 fn add(sum: f64) {

@@ -90,7 +90,17 @@ fn chapter_5() {
 #[test]
 #[ignore = "takes a while"]
 fn chapter_6() {
-    assert_eq!(Reader::new().read("6-recipes"), 30);
+    let mut reader = Reader::new();
+    assert_eq!(reader.read("6-recipes"), 30);
+    // What no waiting heals is not tried again.
+    let said = reader.bash(
+        "cd ../restart; rm -f first.sock; touch first.sock
+        timeout 5 target/release/client 1; echo status of the client: $?",
+    );
+    assert!(
+        said.contains("no socket\nstatus of the client: 1"),
+        "{said}"
+    );
 }
 
 /// Somebody who types every change, copies every file, runs every command, and looks at what is printed.

@@ -78,7 +78,8 @@ impl TrustedSender {
 
     /// How many items have room, by now maybe more. (Fails if the count is out of range.)
     pub fn write_count(&mut self) -> Result<usize> {
-        Ok(self.sender.sender_mut().write_count()?)
+        let room = self.sender.sender_mut().write_count();
+        room.context("failed to count the room")
     }
 
     /// What to sleep on while the ring is full.
